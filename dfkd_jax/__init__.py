@@ -1,0 +1,1 @@
+"""Data-free knowledge distillation in JAX/Flax: learning to retain while acquiring."""
