@@ -1,0 +1,81 @@
+"""Every field of a run, once, with the paper's value for 32×32 images (ResNet-34 → ResNet-18).
+
+The other files of this folder change only what differs. Each takes the method after a colon,
+`--config=configs/cifar100.py:mb-dfkd`, and any field can be set on the command line,
+`--config.replay.capacity=20`.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from dfkd_jax.methods import apply_method
+
+
+def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
+    """The paper's setting for the named method (the keys of `dfkd_jax.methods.METHODS`)."""
+    config = ml_collections.ConfigDict()
+    config.seed = 1  # of the distillation: student, generator and all draws
+    config.epochs = 400
+    config.batch_size = 512  # B, global: split over the devices
+    batch_size = config.get_oneway_ref("batch_size")
+    config.iterations_per_epoch = 36 * (1024 // batch_size)
+    config.loop = "auto"  # scan: an epoch is one compiled call; step: one call a step; auto
+
+    config.dataset = dataset = ml_collections.ConfigDict()
+    dataset.name = "cifar100"  # a key of dfkd_jax.data.SPECS
+    dataset.data_dir = placeholder(str)  # of tensorflow-datasets; None: its default folder
+
+    config.teacher = teacher = ml_collections.ConfigDict()
+    teacher.model = "resnet34"  # a key of dfkd_jax.classifiers.CLASSIFIERS
+    teacher.checkpoint = placeholder(str)  # a trained teacher's folder; None: WORKDIR/teacher
+    # How to train one where there is none:
+    teacher.epochs = 200
+    teacher.batch_size = 128
+    teacher.learning_rate = 0.1  # SGD, momentum 0.9, cosine to 0 over the epochs
+    teacher.weight_decay = 5e-4
+    teacher.augment = True  # random crops, padded by 4, and flips
+    teacher.seed = 0
+
+    config.student = student = ml_collections.ConfigDict()
+    student.model = "resnet18"
+    student.learning_rate = 0.1  # SGD, cosine to 0 over the epochs, stepped once an epoch
+    student.momentum = 0.9
+    student.weight_decay = 5e-4
+    student.steps = 10  # kd_iter: student steps per iteration, each on a fresh batch
+
+    config.generator = generator = ml_collections.ConfigDict()
+    generator.latent_dim = 1000  # dimension of z
+    generator.channels = (128, 64)  # of its two inner convolutions
+    generator.spectral_norm = True
+    generator.learning_rate = 0.02  # Adam
+    generator.steps = 1  # gen_iter: generator steps per iteration
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.distance = "l1"  # d(S, T) of L_acq and L_ret: l1, kl
+    loss.distance_temperature = 1.0  # of the kl distance
+    # Weights of the generator's terms:
+    loss.one_hot = 1.0  # oh, CE(T(x̂), argmax T(x̂))
+    loss.information_entropy = 5.0  # ie, Σ p̄ log10 p̄
+    loss.activation = 0.1  # a, −mean |f_T(x̂)|
+    loss.adversarial = 1.0
+    loss.adversarial_form = "js"  # 1 − JS, l1: −mean |T − S|, kl: −KL(T ‖ S)
+    loss.adversarial_temperature = 3.0  # of the js and kl forms
+    loss.batch_norm = 0.0  # bn, distance to the teacher's running statistics
+
+    config.meta = meta = ml_collections.ConfigDict()
+    meta.variant = "exact"  # a key of dfkd_jax.meta.VARIANTS; none is joint replay
+    meta.objective = "paper"  # L_acq(θ) + L_ret(θ'); code: joint on [x̂; x̂_m] + L_ret(θ')
+    meta.inner_lr = 0.9  # α
+    meta.inner_weight_decay = 0.0  # λ of the inner step; the authors' code has 5e-4
+    meta.inner_steps = 1
+    meta.measure_alignment = True  # cosine of ∇L_ret and ∇L_acq at θ, one more backward pass
+
+    config.replay = replay = ml_collections.ConfigDict()
+    replay.kind = "memory_bank"  # a key of dfkd_jax.replay.SCHEMES
+    replay.capacity = 10  # entries of the memory bank
+    replay.entry_size = batch_size // 8  # images of an entry, and of a retention batch
+    replay.push_period = 5  # one push every so many
+    replay.push_unit = "epoch"  # or iteration
+    replay.mix = False  # False: replay one stored entry; True: images of all entries, mixed
+
+    return apply_method(config, method)

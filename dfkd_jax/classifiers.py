@@ -1,0 +1,102 @@
+"""The classifiers by name: teachers and students.
+
+Every classifier is a module with attributes `num_classes`, `axis_name` and `dtype`, and
+`module.apply(variables, x, train=...)` returns logits (B, K) and features (B, D), the input of its
+last dense layer. With `train=True` batch norm uses the statistics of the batch and updates the
+running ones (`mutable=["batch_stats"]`); with `train=False` it uses the running ones.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from dfkd_jax.layers import (
+    Conv,
+    batch_norm,
+    classify,
+    global_average_pool,
+    he_fan_in,
+    he_fan_out,
+)
+from dfkd_jax.lenet import LeNet5
+from dfkd_jax.resnet import ResNet
+from dfkd_jax.wide_resnet import WideResNet
+
+
+class CNN(nn.Module):
+    """Three 3×3 convolutions with batch norm and a hidden dense layer, for 8×8 digits.
+
+    Attributes:
+      num_classes: K.
+      widths: channels of the three convolutions and size of the features.
+      axis_name: axis over which batch statistics are averaged; None on one device.
+      dtype: dtype of the computation; None follows input and parameters.
+    """
+
+    num_classes: int
+    widths: tuple[int, int, int, int] = (32, 64, 64, 64)
+    axis_name: str | None = None
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Map images (B, H, W, C) of any size to logits (B, K) and features (B, D)."""
+        norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
+        *channels, features = self.widths
+        for index, width in enumerate(channels, start=1):
+            x = Conv(
+                width,
+                (3, 3),
+                strides=1 if index == 1 else 2,
+                padding=1,
+                use_bias=False,
+                kernel_init=he_fan_out,
+                dtype=self.dtype,
+                name=f"conv{index}",
+            )(x)
+            x = nn.relu(norm(name=f"bn{index}")(x))
+        x = global_average_pool(x)
+        x = nn.Dense(features, kernel_init=he_fan_in, dtype=self.dtype, name="fc1")(x)
+        return classify(nn.relu(x), self.num_classes, self.dtype)
+
+
+CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": CNN,
+    "cnn_half": partial(CNN, widths=(16, 32, 32, 32)),
+    "lenet5": LeNet5,
+    "lenet5_half": partial(LeNet5, widths=(3, 8, 60, 42)),
+    "resnet18": partial(ResNet, blocks=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
+    "wrn16_1": partial(WideResNet, depth=16, widen_factor=1),
+    "wrn16_2": partial(WideResNet, depth=16, widen_factor=2),
+    "wrn40_1": partial(WideResNet, depth=40, widen_factor=1),
+    "wrn40_2": partial(WideResNet, depth=40, widen_factor=2),
+}
+"""What makes each classifier; the keys are the names a configuration may use."""
+
+
+def create_classifier(
+    name: str,
+    num_classes: int,
+    *,
+    axis_name: str | None = None,
+    dtype: DTypeLike | None = None,
+) -> nn.Module:
+    """Return the classifier called `name`, a key of `CLASSIFIERS`.
+
+    Args:
+      name: which network.
+      num_classes: K, the number of logits.
+      axis_name: `pmap` axis over which batch statistics are averaged; None on one device.
+      dtype: dtype of the computation; None follows input and parameters.
+
+    Raises:
+      ValueError: no classifier has that name.
+    """
+    if name not in CLASSIFIERS:
+        allowed = ", ".join(sorted(CLASSIFIERS))
+        raise ValueError(f"Unknown classifier {name!r}; the classifiers are {allowed}.")
+    return CLASSIFIERS[name](num_classes=num_classes, axis_name=axis_name, dtype=dtype)

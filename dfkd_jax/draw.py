@@ -1,0 +1,21 @@
+"""Random draws per global example, so that what is drawn does not depend on the device count."""
+
+import jax
+import jax.numpy as jnp
+
+
+def example_keys(key: jax.Array, first_example: jax.Array | int, count: int) -> jax.Array:
+    """(count,) keys; the i-th depends on `key` and the global index first_example + i alone."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first_example + jnp.arange(count))
+
+
+def normal(
+    key: jax.Array,
+    first_example: jax.Array | int,
+    count: int,
+    dim: int,
+    dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
+    """z ~ N(0, I), (count, dim): row i is the latent of global example first_example + i."""
+    keys = example_keys(key, first_example, count)
+    return jax.vmap(lambda k: jax.random.normal(k, (dim,), dtype))(keys)

@@ -1,0 +1,44 @@
+"""Top-1 accuracy of a classifier in evaluation mode."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfkd_jax.data import DatasetSpec, Split, normalize
+
+Accuracy = Callable[[Any], float]
+
+
+def create_accuracy(
+    model: nn.Module, split: Split, spec: DatasetSpec, batch_size: int = 500
+) -> Accuracy:
+    """variables -> percent of `split` whose label is the arg max of the logits, in [0, 100].
+
+    The images go to the device once, here, in equal batches; the last is filled up with examples
+    of label −1, which no class matches.
+    """
+    count = len(split.labels)
+    batch_size = min(batch_size, count)
+    missing = -count % batch_size
+    images = np.concatenate([split.images, np.repeat(split.images[:1], missing, axis=0)])
+    labels = np.concatenate([split.labels, np.full(missing, -1, split.labels.dtype)])
+    batches = [
+        jax.device_put((images[i : i + batch_size], labels[i : i + batch_size]))
+        for i in range(0, len(labels), batch_size)
+    ]
+
+    @jax.jit
+    def correct(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        inputs = normalize(images, spec.mean, spec.std)
+        logits, _ = model.apply(variables, inputs, train=False)
+        return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+
+    def accuracy(variables: Any) -> float:
+        counts = [correct(variables, *batch) for batch in batches]
+        return 100.0 * sum(int(c) for c in counts) / count
+
+    return accuracy

@@ -1,0 +1,53 @@
+"""LeNet-5 and its half, for 32×32 or 28×28 images."""
+
+import jax
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from dfkd_jax.layers import Conv, classify, he_fan_in, max_pool2
+
+
+class LeNet5(nn.Module):
+    """Three 5×5 convolutions and two dense layers with ReLU and max-pooling, no batch norm.
+
+    Attributes:
+      num_classes: K.
+      widths: channels of the three convolutions and size of the features.
+      axis_name: unused, there are no batch statistics; every classifier has it.
+      dtype: dtype of the computation; None follows input and parameters.
+    """
+
+    num_classes: int
+    widths: tuple[int, int, int, int] = (6, 16, 120, 84)
+    axis_name: str | None = None
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Map images (B, 32, 32, C) or (B, 28, 28, C) to logits (B, K) and features (B, D).
+
+        Raises:
+          ValueError: the images have another size.
+        """
+        if x.shape[1:3] not in ((32, 32), (28, 28)):
+            raise ValueError(f"LeNet-5 takes 32×32 or 28×28 images, not {x.shape[1]}×{x.shape[2]}.")
+        # The original digits are 28×28 in a frame of 32×32.
+        frame = 2 if x.shape[1] == 28 else 0
+        first, second, third, features = self.widths
+
+        def conv(width: int, padding: int, name: str) -> nn.Module:
+            return Conv(
+                width,
+                (5, 5),
+                padding=padding,
+                kernel_init=he_fan_in,
+                dtype=self.dtype,
+                name=name,
+            )
+
+        x = max_pool2(nn.relu(conv(first, frame, "conv1")(x)))
+        x = max_pool2(nn.relu(conv(second, 0, "conv2")(x)))
+        x = nn.relu(conv(third, 0, "conv3")(x))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.Dense(features, kernel_init=he_fan_in, dtype=self.dtype, name="fc1")(x)
+        return classify(nn.relu(x), self.num_classes, self.dtype)

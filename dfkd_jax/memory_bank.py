@@ -1,0 +1,125 @@
+"""The memory bank: a ring buffer of replayed batches that lives on the device.
+
+It holds what the generator once made together with the teacher's logits for it, so replaying an
+entry costs no teacher pass. All functions are pure, keep every shape, and are safe under `jit`,
+`scan`, `vmap` and `pmap`; an empty or partly filled bank is a matter of values, not of shapes.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from dfkd_jax import draw
+
+
+@struct.dataclass
+class MemoryBank:
+    """A ring of K entries of m images each."""
+
+    images: jax.Array  # (K, m, H, W, C)
+    logits: jax.Array  # (K, m, classes), the teacher's
+    next: jax.Array  # () int32, the entry that the next push overwrites
+    size: jax.Array  # () int32, how many entries are filled, ≤ K
+
+
+def init(
+    capacity: int,
+    entry_size: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    dtype: jnp.dtype = jnp.float32,
+) -> MemoryBank:
+    """An empty bank of `capacity` entries of `entry_size` images (H, W, C) with their logits.
+
+    Raises:
+      ValueError: capacity or entry size below 1.
+    """
+    if capacity < 1 or entry_size < 1:
+        raise ValueError(
+            f"capacity is {capacity} and entry_size is {entry_size}; both must be 1 or more."
+        )
+    return MemoryBank(
+        images=jnp.zeros((capacity, entry_size, *image_shape), dtype),
+        logits=jnp.zeros((capacity, entry_size, num_classes), dtype),
+        next=jnp.zeros((), jnp.int32),
+        size=jnp.zeros((), jnp.int32),
+    )
+
+
+def push(
+    bank: MemoryBank, images: jax.Array, logits: jax.Array, when: jax.Array | bool = True
+) -> MemoryBank:
+    """Store one entry over the oldest one, or leave the bank as it is where `when` is false.
+
+    Only the entry at `next` is read and written, so a donated bank is updated in place.
+
+    Args:
+      bank: the bank.
+      images: (m, H, W, C).
+      logits: (m, classes), the teacher's for these images.
+      when: scalar; may be traced.
+    """
+    chex.assert_shape(images, bank.images.shape[1:])
+    chex.assert_shape(logits, bank.logits.shape[1:])
+    capacity = bank.images.shape[0]
+    when = jnp.asarray(when)
+
+    def write(ring: jax.Array, entry: jax.Array) -> jax.Array:
+        old = lax.dynamic_index_in_dim(ring, bank.next, keepdims=False)
+        return lax.dynamic_update_index_in_dim(
+            ring, jnp.where(when, entry.astype(ring.dtype), old), bank.next, 0
+        )
+
+    step = when.astype(jnp.int32)
+    return MemoryBank(
+        images=write(bank.images, images),
+        logits=write(bank.logits, logits),
+        next=(bank.next + step) % capacity,
+        size=jnp.minimum(bank.size + step, capacity),
+    )
+
+
+def sample(
+    bank: MemoryBank, key: jax.Array, *, mix: bool = False, first_example: jax.Array | int = 0
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draw a batch of m images.
+
+    Args:
+      bank: the bank.
+      key: random key.
+      mix: False draws one stored entry uniformly, as the paper does. True draws the i-th image
+        from the i-th place of an entry of its own, uniform and independent for every i, so that
+        every stored image is equally likely and a batch mixes all ages.
+      first_example: global index of the bank's first place, where it is split over devices.
+
+    Returns:
+      images (m, H, W, C), logits (m, classes), and weight (): 1, or 0 while the bank is empty (the
+      images are zeros then).
+    """
+    filled = jnp.maximum(bank.size, 1)
+    weight = (bank.size > 0).astype(bank.images.dtype)
+    if not mix:
+        entry = jax.random.randint(key, (), 0, filled)
+        images = lax.dynamic_index_in_dim(bank.images, entry, keepdims=False)
+        logits = lax.dynamic_index_in_dim(bank.logits, entry, keepdims=False)
+        return images, logits, weight
+    places = jnp.arange(bank.images.shape[1])
+    keys = draw.example_keys(key, first_example, places.shape[0])
+    entries = jax.vmap(lambda k: jax.random.randint(k, (), 0, filled))(keys)
+    return bank.images[entries, places], bank.logits[entries, places], weight
+
+
+def newest(bank: MemoryBank, count: int) -> tuple[jax.Array, jax.Array]:
+    """At most `count` stored images and their logits, spread evenly over the entries.
+
+    Newest entry first, the same number of each; for figures, not for compiled code.
+    """
+    capacity, entry_size = bank.images.shape[:2]
+    size = int(bank.size)
+    ages = range(min(size, count))
+    entries = jnp.array([(int(bank.next) - 1 - age) % capacity for age in ages], jnp.int32)
+    each = min(entry_size, count // max(len(ages), 1))
+    images, logits = bank.images[entries, :each], bank.logits[entries, :each]
+    return images.reshape(-1, *images.shape[2:]), logits.reshape(-1, logits.shape[-1])

@@ -1,0 +1,103 @@
+"""Knowledge retention: where the retention batch comes from.
+
+A replay scheme is three pure functions over a state of its own, and a new scheme is one new file
+that builds a `ReplayScheme` and a line in `SCHEMES`:
+
+    init(key) -> replay state
+    observe(replay, batch, key, clock, teacher) -> replay state     learn from generated images
+    recall(replay, key, teacher) -> RetentionBatch                  what the student must retain
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from flax import struct
+
+from dfkd_jax import memory_bank
+
+Teacher = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # images -> (logits, features)
+
+
+@struct.dataclass
+class Batch:
+    """Generated images and what the teacher says of them."""
+
+    images: jax.Array  # (B, H, W, C), in the teacher's normalised input space
+    logits: jax.Array  # (B, classes), the teacher's
+
+
+@struct.dataclass
+class RetentionBatch:
+    """A replayed batch; `weight` is 0 while there is nothing to replay, else 1."""
+
+    images: jax.Array  # (m, H, W, C)
+    logits: jax.Array  # (m, classes), the teacher's
+    weight: jax.Array  # ()
+
+
+class ReplayScheme(NamedTuple):
+    """The pure functions of one kind of replay, and when it wants to observe."""
+
+    init: Callable[[jax.Array], Any]
+    observe: Callable[[Any, Batch, jax.Array, jax.Array, Teacher], Any]
+    recall: Callable[[Any, jax.Array, Teacher], RetentionBatch]
+    observes_after: tuple[bool, ...]  # for each student step of an iteration
+    observed_images: int  # the first so many images of the batch are kept for `observe`
+    exhibit: Callable[[Any, int, jax.Array, Teacher], Batch]  # up to so many images, for figures
+    title: str  # of that figure
+
+
+def create_replay(
+    config: ml_collections.ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> ReplayScheme | None:
+    """The scheme that `config.replay.kind` names; None where nothing is replayed."""
+    return SCHEMES[config.replay.kind](config, image_shape, num_classes)
+
+
+def _memory_bank(
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], num_classes: int
+) -> ReplayScheme:
+    entry_size = config.replay.entry_size
+    period = config.replay.push_period * (
+        config.iterations_per_epoch if config.replay.push_unit == "epoch" else 1
+    )
+
+    def init(key: jax.Array) -> memory_bank.MemoryBank:
+        del key
+        return memory_bank.init(config.replay.capacity, entry_size, image_shape, num_classes)
+
+    def observe(
+        bank: memory_bank.MemoryBank,
+        batch: Batch,
+        key: jax.Array,
+        iteration: jax.Array,
+        teacher: Teacher,
+    ) -> memory_bank.MemoryBank:
+        del key, teacher
+        due = (iteration + 1) % period == 0
+        return memory_bank.push(bank, batch.images, batch.logits, when=due)
+
+    def recall(bank: memory_bank.MemoryBank, key: jax.Array, teacher: Teacher) -> RetentionBatch:
+        del teacher  # the bank keeps its logits
+        return RetentionBatch(*memory_bank.sample(bank, key, mix=config.replay.mix))
+
+    def exhibit(
+        bank: memory_bank.MemoryBank, count: int, key: jax.Array, teacher: Teacher
+    ) -> Batch:
+        del key, teacher
+        return Batch(*memory_bank.newest(bank, count))
+
+    last_step_only = (False,) * (config.student.steps - 1) + (True,)
+    return ReplayScheme(
+        init, observe, recall, last_step_only, entry_size, exhibit, "memory bank, newest first"
+    )
+
+
+SCHEMES: dict[str, Callable[..., ReplayScheme | None]] = {
+    "none": lambda config, image_shape, num_classes: None,
+    "memory_bank": _memory_bank,
+}

@@ -1,0 +1,207 @@
+"""Files of a run: metrics per epoch, the summary, and the same scalars for TensorBoard.
+
+A record is one epoch's plain dictionary, for example
+`{"epoch": 3, "student_accuracy": 91.25, "acquisition_loss": 0.41, "retention_loss": None, ...}`.
+Accuracies are percentages in [0, 100]; `None` (JSON `null`) stands for "not measured".
+"""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+Record = Mapping[str, Any]
+
+ACCURACY = "student_accuracy"  # the key of the student's top-1 accuracy, percent
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` only once it is complete.
+
+    Readers see the old content or the new, never a part; if the block raises, `path` is untouched.
+    Missing parent folders are made.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, as a rename is atomic only within one file system; random, as several
+    # processes may write the same file.
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: arrays as lists, array scalars as numbers, NaN and ±∞ as None.
+
+    Raises:
+      TypeError: a value of a kind that a JSON file cannot hold.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
+        return plain(value.tolist())
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def _line(record: Record) -> bytes:
+    ordered = sorted(record, key=lambda key: (key != "epoch", key))
+    values = {key: plain(record[key]) for key in ordered}
+    return json.dumps(values, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def write_metrics(path: str | os.PathLike, history: Sequence[Record]) -> None:
+    """Rewrite `path` atomically: one JSON object a line, "epoch" first, other keys sorted.
+
+    Used when a run resumes, so that lines of epochs that will be repeated disappear.
+    """
+    with replacing(path) as file:
+        file.writelines(_line(record) for record in history)
+
+
+def append_metrics(path: str | os.PathLike, record: Record) -> None:
+    """Append one line to `path` (made if missing) and flush it."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    line = _line(record)
+    with open(path, "ab+") as file:
+        # A torn line left by a killed process must not swallow this record.
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read the records of a metrics file; a line torn by a killed process is left out.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    history = []
+    for line in Path(path).read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # also the half of a multi-byte character
+            continue
+        if isinstance(record, dict):
+            history.append(record)
+    return history
+
+
+def summarize(history: Sequence[Record], teacher_accuracy: float, method: Record) -> dict[str, Any]:
+    """Sum a run up in the measures of the paper.
+
+    Args:
+      history: one record per epoch with `student_accuracy` in percent and `seconds` of the epoch.
+      teacher_accuracy: the teacher's top-1 accuracy on the same test images, percent.
+      method: what names the run (method, replay, dataset, student, seed, ...), merged in.
+
+    Returns:
+      `method`'s entries with
+      - `mean_accuracy`: μ, the mean of the student's accuracy over all epochs, percent;
+      - `accuracy_variance`: σ², its population variance (divided by the number of epochs, not by
+        one less), percent²;
+      - `max_accuracy` and `final_accuracy`: over the epochs, and of the last one, percent;
+      - `teacher_accuracy`, percent; `epochs`, their number; `seconds`, the epochs' times summed.
+      Accuracies are None if no epoch has one; epochs without one do not count in μ and σ².
+    """
+    measured = [record.get(ACCURACY) for record in history]
+    accuracies = np.array([a for a in measured if a is not None and math.isfinite(a)], np.float64)
+    some = accuracies.size > 0
+    return {
+        **plain(method),
+        "teacher_accuracy": plain(teacher_accuracy),
+        "mean_accuracy": float(accuracies.mean()) if some else None,
+        "accuracy_variance": float(accuracies.var()) if some else None,
+        "max_accuracy": float(accuracies.max()) if some else None,
+        "final_accuracy": float(accuracies[-1]) if some else None,
+        "epochs": len(history),
+        "seconds": float(sum(record.get("seconds") or 0.0 for record in history)),
+    }
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Write `obj` atomically as indented JSON with sorted keys; NaN and ±∞ become null.
+
+    Raises:
+      TypeError: it holds a value of a kind that a JSON file cannot hold.
+    """
+    text = json.dumps(plain(obj), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    with replacing(path) as file:
+        file.write(text.encode() + b"\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not JSON; names the file.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}.") from error
+
+
+class TensorBoard:
+    """Writes each number of a record as a TensorBoard scalar at step = epoch."""
+
+    def __init__(self, logdir: str | os.PathLike, first_epoch: int | None = None) -> None:
+        """Open `logdir`.
+
+        Args:
+          logdir: the folder of the event files, made if missing.
+          first_epoch: when a run resumes, the first epoch it will write: what an earlier process
+            wrote from there on is hidden.
+        """
+        # Costs start-up time, and only the process that writes files needs it.
+        from tensorboardX import SummaryWriter
+
+        # Its `flush` does not wait for its own queue, so it is told to empty that every second.
+        # The suffix keeps a resumed run from overwriting a file of the same second.
+        self._writer = SummaryWriter(
+            os.fspath(logdir),
+            purge_step=first_epoch,
+            flush_secs=1,
+            filename_suffix=f".{secrets.token_hex(4)}",
+        )
+
+    def write(self, record: Record) -> None:
+        """Write one epoch's record, on disk within a second or two.
+
+        None, non-finite numbers and text are left out.
+        """
+        for key, value in plain(record).items():
+            if key != "epoch" and isinstance(value, int | float):
+                self._writer.add_scalar(key, value, record["epoch"])
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()

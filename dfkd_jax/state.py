@@ -1,0 +1,85 @@
+"""The state of a distillation: one pytree that holds all a run needs to go on."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import struct
+
+from dfkd_jax.replay import Batch
+
+# Every random draw of a run comes from the run's key, the name of its use and a counter of steps,
+# so a resumed run draws what the uninterrupted one would have drawn.
+_STREAMS = (
+    "init_student",
+    "init_generator",
+    "init_replay",
+    "generate",
+    "acquire",
+    "recall",
+    "learn",
+    "show",
+)
+
+
+def stream(key: jax.Array, name: str, counter: jax.Array | int = 0) -> jax.Array:
+    """The key of the `counter`-th draw for the named use."""
+    return jax.random.fold_in(jax.random.fold_in(key, _STREAMS.index(name)), counter)
+
+
+@struct.dataclass
+class Network:
+    """A network in training: the student or the generator."""
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+@struct.dataclass
+class Totals:
+    """Sums over the student and generator steps of the epoch in progress."""
+
+    acquisition_loss: jax.Array
+    retention_loss: jax.Array  # over the steps that replayed
+    gradient_alignment: jax.Array  # likewise
+    generator_loss: jax.Array
+    student_steps: jax.Array
+    replayed_steps: jax.Array
+    generator_steps: jax.Array
+
+    @classmethod
+    def zeros(cls) -> "Totals":
+        """Totals before the first step of an epoch."""
+        return cls(**{name: jnp.zeros(()) for name in cls.__dataclass_fields__})
+
+
+@struct.dataclass
+class DistillState:
+    """Everything that changes while distilling; the frozen teacher is not in it."""
+
+    key: jax.Array  # the run's random key, constant
+    student_steps: jax.Array  # () int32, taken so far
+    generator_steps: jax.Array  # () int32
+    student: Network
+    generator: Network
+    replay: Any  # of the replay scheme; () without replay
+    recent: Batch | tuple  # what the replay scheme observes next; () without replay
+    totals: Totals
+
+
+def student_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """SGD with momentum and weight decay; cosine over the epochs, constant within one."""
+    per_epoch = config.iterations_per_epoch * config.student.steps
+    cosine = optax.cosine_decay_schedule(config.student.learning_rate, config.epochs)
+    return optax.chain(
+        optax.add_decayed_weights(config.student.weight_decay),
+        optax.sgd(lambda step: cosine(step // per_epoch), config.student.momentum),
+    )
+
+
+def generator_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Adam."""
+    return optax.adam(config.generator.learning_rate)

@@ -1,0 +1,276 @@
+"""The steps of the algorithm, pure functions (state, teacher variables) -> state.
+
+    generator step   min_G of the generator's loss, through the frozen teacher and the student
+    student step     min_θ L_acq(θ) + L_ret(θ − α ∇L_acq(θ)) on a fresh and a replayed batch
+    observe step     the replay scheme learns from the last fresh batch
+
+Batch norm, decided once: the student always runs in training mode (batch statistics). The running
+statistics it keeps come from the outer pass over θ: from x̂ for the paper's objective and joint
+replay, from [x̂; x̂_m] for the code's objective. The pass at θ' and every other pass over the
+replayed batch, and the generator's pass through the student, leave no trace in them. The generator
+always runs on batch statistics; its own (and the power iteration of its spectral norm) move in
+generator steps only. The teacher is in evaluation mode throughout.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax import lax
+
+from dfkd_jax import batch_norm, draw, losses
+from dfkd_jax.meta import meta_gradient
+from dfkd_jax.replay import Batch, ReplayScheme, RetentionBatch, Teacher
+from dfkd_jax.state import (
+    DistillState,
+    Network,
+    Totals,
+    generator_optimizer,
+    stream,
+    student_optimizer,
+)
+
+Variables = dict[str, Any]
+Step = Callable[[DistillState, Variables], DistillState]
+
+
+class Models(NamedTuple):
+    """The three networks. Classifiers: (x, train) -> (logits, features); generator: z -> x̂."""
+
+    teacher: nn.Module
+    student: nn.Module
+    generator: nn.Module
+
+
+class Steps(NamedTuple):
+    """The algorithm for one configuration."""
+
+    init: Callable[[jax.Array], DistillState]
+    generator_step: Step
+    student_step: Step
+    observe_step: Step
+    observes_after: tuple[bool, ...]  # for each student step of an iteration
+    images: Callable[[DistillState, jax.Array], jax.Array]  # what the generator makes now
+
+
+def create_steps(
+    config: ml_collections.ConfigDict,
+    models: Models,
+    replay: ReplayScheme | None,
+    image_shape: tuple[int, int, int],
+) -> Steps:
+    """Close the step functions over what is static: configuration, networks and replay scheme."""
+    batch_size = config.batch_size
+    optimizers = {"student": student_optimizer(config), "generator": generator_optimizer(config)}
+    weights = losses.GeneratorLossWeights(
+        **{name: config.loss[name] for name in losses.GeneratorLossWeights._fields}
+    )
+
+    def distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
+        return losses.DISTANCES[config.loss.distance](
+            student, teacher, config.loss.distance_temperature
+        )
+
+    def init(key: jax.Array) -> DistillState:
+        def network(name: str, module: nn.Module, sample: jax.Array) -> Network:
+            variables = module.init(stream(key, f"init_{name}"), sample, train=True)
+            params = variables["params"]
+            return Network(params, variables.get("batch_stats", {}), optimizers[name].init(params))
+
+        images = jnp.zeros((2, *image_shape))
+        recent = ()
+        if replay is not None:
+            n = replay.observed_images
+            classes = jax.eval_shape(
+                lambda: models.student.init_with_output(key, images, train=True)[0][0]
+            ).shape[-1]
+            recent = Batch(jnp.zeros((n, *image_shape)), jnp.zeros((n, classes)))
+        return DistillState(
+            key=key,
+            student_steps=jnp.zeros((), jnp.int32),
+            generator_steps=jnp.zeros((), jnp.int32),
+            student=network("student", models.student, images),
+            generator=network(
+                "generator", models.generator, jnp.zeros((2, config.generator.latent_dim))
+            ),
+            replay=() if replay is None else replay.init(stream(key, "init_replay")),
+            recent=recent,
+            totals=Totals.zeros(),
+        )
+
+    def generate(
+        generator: Network, params: Any, key: jax.Array, update_stats: bool
+    ) -> tuple[jax.Array, Any]:
+        """x̂ = G(z), z ~ N(0, I), (B, H, W, C)."""
+        z = draw.normal(key, 0, batch_size, config.generator.latent_dim)
+        images, updated = models.generator.apply(
+            {"params": params, "batch_stats": generator.batch_stats},
+            z,
+            train=True,
+            update_stats=update_stats,
+            mutable=["batch_stats"],
+        )
+        return images, updated["batch_stats"]
+
+    def generated(state: DistillState, key: jax.Array) -> jax.Array:
+        return generate(state.generator, state.generator.params, key, update_stats=False)[0]
+
+    def student_logits(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        (logits, _), updated = models.student.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return logits, updated.get("batch_stats", {})
+
+    def teacher_of(variables: Variables) -> Teacher:
+        return lambda images: models.teacher.apply(variables, images, train=False)
+
+    def generator_step(state: DistillState, teacher_variables: Variables) -> DistillState:
+        generator, student = state.generator, state.student
+        key = stream(state.key, "generate", state.generator_steps)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            images, batch_stats = generate(generator, params, key, update_stats=True)
+            with batch_norm.recorded() as layers:
+                logits, features = teacher_of(teacher_variables)(images)
+            student_out, _ = student_logits(student.params, student.batch_stats, images)
+            value = losses.generator_loss(
+                logits,
+                features,
+                student_out,
+                layers,
+                weights,
+                adversarial_form=config.loss.adversarial_form,
+                adversarial_temperature=config.loss.adversarial_temperature,
+            )
+            return value, batch_stats
+
+        (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(generator.params)
+        totals = state.totals
+        return state.replace(
+            generator=_descend(generator, gradient, batch_stats, optimizers["generator"]),
+            generator_steps=state.generator_steps + 1,
+            totals=totals.replace(
+                generator_loss=totals.generator_loss + value,
+                generator_steps=totals.generator_steps + 1,
+            ),
+        )
+
+    def acquisition_loss_of(student: Network, batch: Batch) -> Callable:
+        """θ ↦ (L_acq(θ), batch statistics) on the fresh batch."""
+
+        def acquisition_loss(params: Any) -> tuple[jax.Array, Any]:
+            logits, batch_stats = student_logits(params, student.batch_stats, batch.images)
+            return jnp.mean(distance(logits, batch.logits)), batch_stats
+
+        return acquisition_loss
+
+    def acquisition_gradient(student: Network, batch: Batch) -> tuple[Any, dict]:
+        """∇L_acq(θ): no replay."""
+        loss = acquisition_loss_of(student, batch)
+        (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(student.params)
+        return gradient, {"acquisition_loss": value, "acquisition_aux": aux}
+
+    def retention_gradient(
+        student: Network, batch: Batch, replayed: RetentionBatch
+    ) -> tuple[Any, dict]:
+        """∇[L_acq(θ) + L_ret(θ')], or the variant of it that the configuration asks for."""
+
+        def retention_loss(params: Any) -> tuple[jax.Array, Any]:
+            logits, batch_stats = student_logits(params, student.batch_stats, replayed.images)
+            return replayed.weight * jnp.mean(distance(logits, replayed.logits)), batch_stats
+
+        def joint_loss(params: Any) -> tuple[jax.Array, Any]:
+            """Mean of d over [x̂; x̂_m] in one pass; while nothing is replayed, over x̂ alone."""
+            images, logits, mask = jax.tree.map(
+                lambda *parts: jnp.concatenate(parts),
+                (batch.images, batch.logits, jnp.ones(batch.images.shape[0])),
+                (
+                    replayed.images,
+                    replayed.logits,
+                    jnp.full(replayed.images.shape[0], replayed.weight),
+                ),
+            )
+            with batch_norm.masked(mask):
+                student_out, batch_stats = student_logits(params, student.batch_stats, images)
+            return jnp.sum(mask * distance(student_out, logits)) / jnp.sum(mask), batch_stats
+
+        return meta_gradient(
+            acquisition_loss_of(student, batch),
+            retention_loss,
+            student.params,
+            inner_lr=config.meta.inner_lr,
+            variant=config.meta.variant,
+            outer_loss=joint_loss if config.meta.objective == "code" else None,
+            inner_weight_decay=config.meta.inner_weight_decay,
+            inner_steps=config.meta.inner_steps,
+            has_aux=True,
+            measure_alignment=config.meta.measure_alignment,
+        )
+
+    def student_step(state: DistillState, teacher_variables: Variables) -> DistillState:
+        student, totals = state.student, state.totals
+        teacher = teacher_of(teacher_variables)
+        key = stream(state.key, "acquire", state.student_steps)
+        fresh = generated(state, key)
+        chex.assert_shape(fresh, (batch_size, *image_shape))
+        batch = Batch(fresh, teacher(fresh)[0])
+        if replay is None:
+            gradient, metrics = acquisition_gradient(student, batch)
+            recent = ()
+        else:
+            replayed = replay.recall(
+                state.replay, stream(state.key, "recall", state.student_steps), teacher
+            )
+            gradient, metrics = retention_gradient(student, batch, replayed)
+            recent = jax.tree.map(lambda x: x[: replay.observed_images], batch)
+            totals = totals.replace(
+                retention_loss=totals.retention_loss + metrics["retention_loss"],
+                gradient_alignment=totals.gradient_alignment
+                + replayed.weight * metrics.get("gradient_alignment", 0.0),
+                replayed_steps=totals.replayed_steps + replayed.weight,
+            )
+        batch_stats = metrics["acquisition_aux"]
+        return state.replace(
+            student=_descend(student, gradient, batch_stats, optimizers["student"]),
+            student_steps=state.student_steps + 1,
+            recent=recent,
+            totals=totals.replace(
+                acquisition_loss=totals.acquisition_loss + metrics["acquisition_loss"],
+                student_steps=totals.student_steps + 1,
+            ),
+        )
+
+    def observe_step(state: DistillState, teacher_variables: Variables) -> DistillState:
+        if replay is None:
+            return state
+        last = state.student_steps - 1
+        observed = replay.observe(
+            state.replay,
+            state.recent,
+            stream(state.key, "learn", last),
+            last // config.student.steps,
+            teacher_of(teacher_variables),
+        )
+        return state.replace(replay=observed)
+
+    observes_after = (False,) * config.student.steps if replay is None else replay.observes_after
+    return Steps(init, generator_step, student_step, observe_step, observes_after, generated)
+
+
+def _descend(
+    network: Network, gradient: Any, batch_stats: Any, optimizer: optax.GradientTransformation
+) -> Network:
+    updates, opt_state = optimizer.update(gradient, network.opt_state, network.params)
+    return Network(
+        params=optax.apply_updates(network.params, updates),
+        batch_stats=lax.stop_gradient(batch_stats),
+        opt_state=opt_state,
+    )

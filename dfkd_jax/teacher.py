@@ -1,0 +1,212 @@
+"""The teacher: a folder of weights and a card, trained here only where there is none.
+
+Training one is the only use that a run makes of real training data.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import struct
+
+from dfkd_jax import checkpoint, results
+from dfkd_jax.data import DatasetSpec, Split, normalize
+from dfkd_jax.evaluate import Accuracy
+
+CARD = "teacher.json"
+WEIGHTS = "weights"
+Variables = dict[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+    """A classifier in supervised training."""
+
+    key: jax.Array
+    step: jax.Array  # () int32
+    order: jax.Array  # (N,) int32, the epoch's permutation of the training images
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    loss: jax.Array  # () sum over the steps of the epoch
+
+
+class Training(NamedTuple):
+    """The pure functions of supervised training."""
+
+    init: Callable[[jax.Array], TrainState]
+    epoch: Callable[[TrainState], TrainState]
+    steps_per_epoch: int
+
+
+def is_teacher(directory: str | os.PathLike) -> bool:
+    """Whether a finished teacher lies in `directory`; its card is written last."""
+    return (Path(directory) / CARD).is_file()
+
+
+def load_teacher(directory: str | os.PathLike, model: nn.Module, image_shape: tuple) -> Variables:
+    """The teacher's variables.
+
+    Raises:
+      ValueError: the weights are not those of `model`; one sentence.
+    """
+    abstract = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((2, *image_shape)), train=False)
+    )
+    try:
+        return checkpoint.load_variables(Path(directory) / WEIGHTS, abstract)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            f"The teacher in {directory} cannot be read as config.teacher.model: {reason}"
+        ) from error
+
+
+def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[str, Any]) -> None:
+    """Write the weights, then the card that marks them complete."""
+    checkpoint.save_variables(Path(directory) / WEIGHTS, variables)
+    results.write_json(Path(directory) / CARD, card)
+
+
+def augment(key: jax.Array, images: jax.Array, flip: bool, pad: int = 4) -> jax.Array:
+    """Random crops of the zero-padded images and, with `flip`, random mirror images.
+
+    images: (B, H, W, C), any dtype; each example is drawn on its own.
+    """
+    _, height, width, channels = images.shape
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        crop_key, flip_key = jax.random.split(key)
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+        image = jax.lax.dynamic_slice(padded, (top, left, 0), (height, width, channels))
+        mirror = jax.random.bernoulli(flip_key) if flip else False
+        return jnp.where(mirror, image[:, ::-1], image)
+
+    return jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
+
+
+def create_training(
+    config: ml_collections.ConfigDict, model: nn.Module, train: Split, spec: DatasetSpec
+) -> Training:
+    """SGD with momentum and cross-entropy; the training images stay on the device as uint8."""
+    count = len(train.labels)
+    batch_size = min(config.batch_size, count)
+    steps_per_epoch = count // batch_size
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps_per_epoch)
+    optimizer = optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, momentum=0.9, nesterov=True),
+    )
+    data = jax.device_put((train.images, train.labels))
+
+    def init(key: jax.Array) -> TrainState:
+        variables = model.init(key, jnp.zeros((2, *spec.image_shape)), train=True)
+        return TrainState(
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            order=jnp.arange(count, dtype=jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(variables["params"]),
+            loss=jnp.zeros(()),
+        )
+
+    def shuffle(state: TrainState) -> TrainState:
+        key = jax.random.fold_in(state.key, state.step)
+        order = jax.random.permutation(key, count).astype(jnp.int32)
+        return state.replace(order=order, loss=jnp.zeros(()))
+
+    def step(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
+        first = (state.step % steps_per_epoch) * batch_size
+        chosen = jax.lax.dynamic_slice_in_dim(state.order, first, batch_size)
+        batch, targets = images[chosen], labels[chosen]
+        if config.augment:
+            key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+            batch = augment(key, batch, spec.flip)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            (logits, _), updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                normalize(batch, spec.mean, spec.std),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            value = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            return jnp.mean(value), updated.get("batch_stats", {})
+
+        (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        return state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            loss=state.loss + value,
+        )
+
+    shuffle = jax.jit(shuffle, donate_argnums=0)
+    step = jax.jit(step, donate_argnums=0)
+
+    def epoch(state: TrainState) -> TrainState:
+        state = shuffle(state)
+        for _ in range(steps_per_epoch):
+            state = step(state, *data)
+        return state
+
+    return Training(init, epoch, steps_per_epoch)
+
+
+def train_teacher(
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    train: Split,
+    spec: DatasetSpec,
+    accuracy: Accuracy,
+    directory: Path,
+    *,
+    report: Callable[[dict[str, Any]], None],
+    log: Callable[[str], None],
+    stop_requested: Callable[[], str | None],
+) -> tuple[Variables, dict[str, Any]] | None:
+    """Train `config.teacher` on real data, resuming where an earlier process was cut.
+
+    Returns:
+      The variables and a record of the training (`accuracy` in percent, `seconds`, `epochs`), or
+      None if it was asked to stop; the epochs so far are saved then.
+    """
+    training = create_training(config, model, train, spec)
+    state, history = jax.jit(training.init)(jax.random.key(config.seed)), []
+    manager = checkpoint.open_checkpoints(directory / "checkpoints")
+    restored = checkpoint.restore_latest(manager, state, log)
+    if restored is not None:
+        state, history = restored
+    for epoch in range(len(history) + 1, config.epochs + 1):
+        started = time.perf_counter()
+        state = training.epoch(state)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        record = {
+            "epoch": epoch,
+            "loss": float(state.loss) / training.steps_per_epoch,
+            "teacher_accuracy": accuracy(variables),
+            "seconds": time.perf_counter() - started,
+        }
+        history = [*history, record]
+        checkpoint.save(manager, epoch, state, history)
+        report(record)
+        if stop_requested() and epoch < config.epochs:
+            return None
+    manager.close()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return variables, {
+        "accuracy": history[-1]["teacher_accuracy"],
+        "epochs": len(history),
+        "seconds": sum(r["seconds"] for r in history),
+    }

@@ -1,0 +1,222 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dfkd_jax.generator import Generator, base_size
+
+LATENT = 6
+SMALL = Generator((8, 8, 3), channels=(8, 4))
+
+
+def latents(batch=16, dtype=jnp.float32, seed=0):
+    return jax.random.normal(jax.random.key(seed), (batch, LATENT), dtype)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(SMALL.init)(jax.random.key(1), latents())
+
+
+def advance(module, variables, z, calls):
+    """Return the variables after `calls` training calls."""
+
+    @jax.jit
+    def step(variables):
+        _, updates = module.apply(variables, z, mutable=["batch_stats"])
+        return {**variables, **updates}
+
+    for _ in range(calls):
+        variables = step(variables)
+    return variables
+
+
+@pytest.mark.parametrize(
+    "image_shape, base, upsamplings",
+    [((8, 8, 1), 2, 2), ((28, 28, 1), 7, 2), ((32, 32, 3), 8, 2), ((64, 64, 3), 8, 3)],
+)
+@pytest.mark.parametrize("spectral_norm", [True, False])
+def test_shape_and_output_statistics(image_shape, base, upsamplings, spectral_norm):
+    assert base_size(image_shape) == base == image_shape[0] // 2**upsamplings
+    module = Generator(image_shape, channels=(8, 4), spectral_norm=spectral_norm)
+    variables = jax.jit(module.init)(jax.random.key(1), latents())
+    assert variables["params"]["fc"]["kernel"].shape == (LATENT, base * base * 8)
+    images, _ = jax.jit(lambda v, z: module.apply(v, z, mutable=["batch_stats"]))(
+        variables, latents()
+    )
+    assert images.shape == (16, *image_shape)
+    np.testing.assert_allclose(np.mean(images, (0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(np.var(images, (0, 1, 2)), 1, atol=2e-2)
+
+
+def test_parameters_of_the_full_size_generator():
+    module = Generator((32, 32, 3))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((2, 1000)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    dense = 1000 * 8192 + 8192
+    convolutions = (9 * 128 + 1) * 128 + (9 * 128 + 1) * 64 + (9 * 64 + 1) * 3
+    assert count == dense + convolutions + 2 * (128 + 128 + 64)
+
+
+def test_initialisation(variables):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        name = path[-1].key
+        if name == "kernel":
+            assert -0.08 <= leaf.min() < 0 < leaf.max() <= 0.08
+            np.testing.assert_allclose(leaf.std(), 0.08 / np.sqrt(3), rtol=0.15)
+        else:
+            np.testing.assert_array_equal(leaf, 1.0 if name == "scale" else 0.0)
+    assert "bn4" not in variables["params"]
+
+
+def test_batch_norm_epsilons():
+    seen = {}
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm):
+            seen[context.module.name] = (context.module.epsilon, context.module.axis_name)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(SMALL.clone(axis_name="devices").init, jax.random.key(0), latents())
+    epsilons = {"bn1": 1e-5, "bn2": 0.8, "bn3": 0.8, "bn4": 1e-5}
+    assert seen == {name: (epsilon, "devices") for name, epsilon in epsilons.items()}
+
+
+def test_spectral_norm_makes_the_top_singular_value_one(variables):
+    variables = advance(SMALL, variables, latents(), 300)
+    effective = {}
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, nn.Conv):
+            effective[context.module.name] = context.module.variables["params"]["kernel"]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        SMALL.apply(variables, latents(), update_stats=False)
+    assert set(effective) == {"conv1", "conv2", "conv3"}
+    for name, kernel in effective.items():
+        matrix = np.reshape(kernel, (-1, kernel.shape[-1]))
+        np.testing.assert_allclose(np.linalg.svd(matrix, compute_uv=False)[0], 1, rtol=1e-3)
+        raw = variables["params"][name]["kernel"].reshape(matrix.shape)
+        assert np.linalg.svd(raw, compute_uv=False)[0] < 0.95
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_calls_without_update_change_nothing(variables, train):
+    first = SMALL.apply(variables, latents(), train, update_stats=False)
+    second, updates = SMALL.apply(
+        variables, latents(), train, update_stats=False, mutable=["batch_stats"]
+    )
+    updating, _ = SMALL.apply(variables, latents(), train, mutable=["batch_stats"])
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, updating)
+    for before, after in zip(
+        jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updates), strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_updates_store_every_statistic(variables):
+    _, updates = SMALL.apply(variables, latents(), mutable=True)
+    jax.tree.map(np.testing.assert_array_equal, updates["params"], variables["params"])
+    before, after = (jax.tree.leaves(tree["batch_stats"]) for tree in (variables, updates))
+    assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_train_mode_uses_the_batch_and_eval_mode_does_not(variables):
+    z = latents()
+    variables = advance(SMALL, variables, z, 5)
+    images = [SMALL.apply(variables, part, train, False) for train in (True, False)
+              for part in (z, z[:4])]  # fmt: skip
+    assert not np.allclose(images[0][:4], images[1], atol=1e-2)
+    np.testing.assert_allclose(images[2][:4], images[3], atol=1e-5)
+
+
+def test_statistics_are_global_over_the_axis(variables):
+    z = latents()
+    whole, stats = SMALL.apply(variables, z, mutable=["batch_stats"])
+    module = SMALL.clone(axis_name="devices")
+    parts = z.reshape(2, -1, LATENT)
+    images, part_stats = jax.vmap(
+        lambda z: module.apply(variables, z, mutable=["batch_stats"]), axis_name="devices"
+    )(parts)
+    np.testing.assert_allclose(images.reshape(whole.shape), whole, atol=1e-4)
+    for part, full in zip(jax.tree.leaves(part_stats), jax.tree.leaves(stats), strict=True):
+        np.testing.assert_allclose(part, np.stack([full, full]), rtol=1e-4, atol=1e-5)
+    frozen = jax.vmap(
+        lambda z: module.apply(variables, z, update_stats=False), axis_name="devices"
+    )(parts)
+    np.testing.assert_allclose(frozen, images, atol=1e-6)
+
+
+@pytest.mark.parametrize("spectral_norm", [True, False])
+def test_gradient_in_float64_against_finite_differences(spectral_norm):
+    with jax.enable_x64(True):
+        z = latents(dtype=jnp.float64)
+        module = SMALL.clone(spectral_norm=spectral_norm)
+        variables = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.float64), module.init(jax.random.key(1), z)
+        )
+        if spectral_norm:
+            # The gradient treats `u` as constant, which is exact where power iteration converged.
+            variables = advance(module, variables, z, 1000)
+
+        def objective(params):
+            images, updates = module.apply(
+                {**variables, "params": params}, z, mutable=["batch_stats"]
+            )
+            return jnp.mean(jnp.sin(images)), (images, updates)
+
+        gradient, auxiliary = jax.jit(jax.grad(objective, has_aux=True))(variables["params"])
+        assert {leaf.dtype for leaf in jax.tree.leaves(auxiliary)} == {jnp.dtype(jnp.float64)}
+        frozen = module.apply(variables, z, update_stats=False)
+        np.testing.assert_allclose(frozen, auxiliary[0], rtol=0, atol=1e-12)
+
+        direction = jax.tree.map(
+            lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype),
+            variables["params"],
+        )
+        value = jax.jit(
+            lambda t: objective(
+                jax.tree.map(lambda p, d: p + t * d, variables["params"], direction)
+            )[0]
+        )
+        step = 1e-6
+        difference = (value(step) - value(-step)) / (2 * step)
+        products = jax.tree.map(jnp.vdot, gradient, direction)
+        np.testing.assert_allclose(sum(jax.tree.leaves(products)), difference, rtol=1e-5)
+
+
+def test_half_precision_returns_float32():
+    module = SMALL.clone(dtype=jnp.bfloat16)
+    variables = jax.eval_shape(module.init, jax.random.key(0), latents())
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    images = jax.eval_shape(
+        lambda v, z: module.apply(v, z, update_stats=False), variables, latents()
+    )
+    assert images.dtype == jnp.float32
+
+
+def test_works_inside_another_module(variables):
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, z):
+            return SMALL.clone(name="generator", parent=self)(z, update_stats=False)
+
+    nested = {collection: {"generator": tree} for collection, tree in variables.items()}
+    np.testing.assert_array_equal(
+        Outer().apply(nested, latents()), SMALL.apply(variables, latents(), update_stats=False)
+    )
+
+
+@pytest.mark.parametrize("image_shape", [(32, 28, 3), (30, 30, 3), (68, 68, 3), (0, 0, 1)])
+def test_impossible_sizes(image_shape):
+    with pytest.raises(ValueError) as error:
+        Generator(image_shape).init(jax.random.key(0), latents())
+    height, width, _ = image_shape
+    assert str(error.value) == (
+        "The generator makes square images whose side is a multiple of 4 (of 8 from 64 on), "
+        f"not {height}×{width}."
+    )

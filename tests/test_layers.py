@@ -1,0 +1,198 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from dfkd_jax import layers
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+CASES = [
+    # image (B, H, W, C_in), kernel (kh, kw, C_in, C_out), strides, padding
+    ((2, 6, 5, 3), (3, 3, 3, 4), (1, 1), "SAME"),
+    ((2, 6, 5, 3), (3, 3, 3, 4), (2, 2), "SAME"),
+    ((2, 7, 6, 2), (3, 3, 2, 4), (1, 1), "VALID"),
+    ((2, 7, 6, 2), (3, 2, 2, 4), (2, 1), "VALID"),
+    ((2, 8, 8, 2), (3, 3, 2, 3), (2, 2), ((1, 1), (1, 1))),
+    ((2, 5, 7, 2), (5, 5, 2, 3), (1, 1), ((2, 2), (0, 3))),
+    ((2, 6, 6, 3), (1, 1, 3, 4), (1, 1), "VALID"),
+    ((2, 7, 7, 3), (1, 1, 3, 4), (2, 2), ((0, 0), (0, 0))),
+    ((2, 5, 5, 3), (5, 5, 3, 4), (1, 1), "VALID"),  # one window covers the image
+    ((2, 3, 3, 3), (5, 5, 3, 4), (2, 2), ((1, 1), (1, 1))),  # the same after padding
+    ((2, 6, 6, 1), (5, 5, 1, 2), (1, 1), ((-1, 0), (1, 1))),  # negative padding crops
+]
+
+
+def xla(image, kernel, strides, padding):
+    return lax.conv_general_dilated(image, kernel, strides, padding, dimension_numbers=NHWC)
+
+
+def uses_xla(*args, **kwargs):
+    return "conv_general_dilated" in str(
+        jax.make_jaxpr(lambda x, k: layers.convolution(x, k, *args[2:], **kwargs))(*args[:2])
+    )
+
+
+@pytest.mark.parametrize("image_shape, kernel_shape, strides, padding", CASES)
+def test_patches_convolution_equals_xla_up_to_second_derivatives(
+    image_shape, kernel_shape, strides, padding
+):
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 4)
+        point = tuple(
+            jax.random.normal(key, shape, jnp.float64)
+            for key, shape in zip(keys[:2], (image_shape, kernel_shape), strict=True)
+        )
+        direction = tuple(
+            jax.random.normal(key, shape, jnp.float64)
+            for key, shape in zip(keys[2:], (image_shape, kernel_shape), strict=True)
+        )
+
+        def derivatives(conv):
+            def objective(pair):
+                return jnp.sum(jnp.sin(conv(*pair, strides, padding)))
+
+            def slope(pair):
+                products = jax.tree.map(jnp.vdot, jax.grad(objective)(pair), direction)
+                return sum(jax.tree.leaves(products))
+
+            return (
+                conv(*point, strides, padding),
+                jax.grad(objective)(point),
+                jax.grad(slope)(point),
+            )
+
+        ours, theirs = derivatives(layers.patches_convolution), derivatives(xla)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            assert a.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_patches_convolution_refuses_other_channels():
+    with pytest.raises(ValueError, match="takes 2 channels, the image has 3"):
+        layers.patches_convolution(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 1)), (1, 1), "SAME")
+
+
+def test_one_by_one_convolution_is_one_matrix_product():
+    image, kernel = jnp.ones((2, 40, 40, 8)), jnp.ones((1, 1, 8, 4))
+    jaxpr = str(
+        jax.make_jaxpr(
+            lambda x, k: layers.convolution(x, k, (1, 1), "VALID", dimension_numbers=NHWC)
+        )(image, kernel)
+    )
+    assert "conv_general_dilated" not in jaxpr
+    assert jaxpr.count("dot_general") == 1
+    assert "concatenate" not in jaxpr
+
+
+def test_backend_and_shape_choose_the_convolution(monkeypatch):
+    small, large = jnp.ones((1, 8, 8, 16)), jnp.ones((1, 32, 32, 16))
+    kernel = jnp.ones((3, 3, 16, 16))
+    call = dict(dimension_numbers=NHWC)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert not uses_xla(small, kernel, (1, 1), "SAME", **call)
+    assert uses_xla(large, kernel, (1, 1), "SAME", **call)
+    for backend in ("gpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert uses_xla(small, kernel, (1, 1), "SAME", **call)
+
+
+@pytest.mark.parametrize(
+    "image_shape, kernel_shape, options",
+    [
+        ((2, 6, 6, 4), (3, 3, 4, 4), dict(rhs_dilation=(2, 2), dimension_numbers=NHWC)),
+        ((2, 6, 6, 4), (3, 3, 4, 4), dict(lhs_dilation=(2, 2), dimension_numbers=NHWC)),
+        ((2, 6, 6, 4), (3, 3, 2, 4), dict(feature_group_count=2, dimension_numbers=NHWC)),
+        ((2, 4, 6, 6), (4, 4, 3, 3), {}),  # NCHW × OIHW, the default layout of lax
+        ((2, 6, 4), (3, 4, 4), dict(dimension_numbers=("NWC", "WIO", "NWC"))),
+    ],
+)
+def test_what_patches_do_not_cover_goes_to_xla(image_shape, kernel_shape, options):
+    image = jax.random.normal(jax.random.key(0), image_shape)
+    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+    strides = (1,) * (image.ndim - 2)
+    assert uses_xla(image, kernel, strides, "SAME", **options)
+    np.testing.assert_array_equal(
+        layers.convolution(image, kernel, strides, "SAME", **options),
+        lax.conv_general_dilated(image, kernel, strides, "SAME", **options),
+    )
+
+
+@pytest.mark.parametrize("options", [{}, dict(strides=2), dict(padding=1, strides=2)])
+def test_conv_layer_equals_flax(options):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 3))
+    ours, theirs = (cls(5, (3, 3), **options) for cls in (layers.Conv, nn.Conv))
+    variables = theirs.init(jax.random.key(1), x)
+    np.testing.assert_allclose(
+        ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_batch_norm_follows_pytorch_momentum():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (64, 2, 2, 3))
+    module = layers.batch_norm(None, use_running_average=False)()
+    variables = module.init(jax.random.key(0), x)
+    y, updates = module.apply(variables, x, mutable=["batch_stats"])
+    mean, var = np.mean(x, (0, 1, 2)), np.var(x, (0, 1, 2))
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), atol=1e-4)
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], 0.1 * mean, rtol=1e-4)
+    np.testing.assert_allclose(updates["batch_stats"]["var"], 0.9 + 0.1 * var, rtol=1e-4)
+
+
+def test_batch_norm_statistics_are_global_over_the_axis():
+    x = jax.random.normal(jax.random.key(0), (8, 2, 2, 3))
+    single = layers.batch_norm(None, use_running_average=False)()
+    sharded = layers.batch_norm("devices", use_running_average=False)()
+    variables = single.init(jax.random.key(0), x)
+    whole, stats = single.apply(variables, x, mutable=["batch_stats"])
+    parts, part_stats = jax.vmap(
+        lambda part: sharded.apply(variables, part, mutable=["batch_stats"]), axis_name="devices"
+    )(x.reshape(2, 4, 2, 2, 3))
+    np.testing.assert_allclose(parts.reshape(whole.shape), whole, atol=1e-5)
+    for part, full in zip(jax.tree.leaves(part_stats), jax.tree.leaves(stats), strict=True):
+        np.testing.assert_allclose(part, np.stack([full, full]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("height, width", [(4, 6), (5, 7), (2, 3)])
+def test_max_pool2_against_numpy(height, width):
+    x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+    expected = np.empty((2, height // 2, width // 2, 3), np.float32)
+    for row in range(height // 2):
+        for column in range(width // 2):
+            window = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            expected[:, row, column] = window.max((1, 2))
+    np.testing.assert_array_equal(layers.max_pool2(jnp.asarray(x)), expected)
+
+
+def test_max_pool2_derivatives():
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (1, 5, 4, 2), jnp.float64)
+        pooled_cube = lambda x: jnp.sum(layers.max_pool2(x) ** 3)
+        maxima = jax.image.resize(layers.max_pool2(x), (1, 4, 4, 2), "nearest") == x[:, :4]
+        is_maximum = jnp.pad(maxima, ((0, 0), (0, 1), (0, 0), (0, 0)))
+        np.testing.assert_allclose(jax.grad(pooled_cube)(x), 3 * x**2 * is_maximum)
+        second = jax.grad(lambda x: jnp.sum(jax.grad(pooled_cube)(x)))(x)
+        np.testing.assert_allclose(second, 6 * x * is_maximum)
+
+
+def test_upsample2_repeats_pixels():
+    x = np.arange(2 * 3 * 2 * 2, dtype=np.float32).reshape(2, 3, 2, 2)
+    np.testing.assert_array_equal(
+        layers.upsample2(jnp.asarray(x)), x.repeat(2, axis=1).repeat(2, axis=2)
+    )
+
+
+def test_global_average_pool():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    np.testing.assert_allclose(
+        layers.global_average_pool(jnp.asarray(x)), x.mean((1, 2)), atol=1e-6
+    )
+
+
+def test_at_least_float32():
+    assert layers.at_least_float32(jnp.ones(1, jnp.bfloat16)).dtype == jnp.float32
+    assert layers.at_least_float32(jnp.ones(1, jnp.float32)).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert layers.at_least_float32(jnp.ones(1, jnp.float64)).dtype == jnp.float64
