@@ -72,8 +72,9 @@ class Generator(nn.Module):
           train: whether batch norm uses the statistics of the batch, the normal mode even when the
             generator is only sampled, or the running ones.
           update_stats: whether to store the running statistics and the vectors `u` of the spectral
-            norm, which needs `mutable=["batch_stats"]`. Without it the call changes nothing and
-            needs no mutable collection.
+            norm, which needs `mutable=["batch_stats"]` (not `mutable=True`: Flax would then store
+            the divided kernels too). Without it the call changes nothing and needs no mutable
+            collection.
 
         Raises:
           ValueError: `image_shape` is not one the generator can make.
@@ -100,7 +101,16 @@ class Generator(nn.Module):
             )
             if not self.spectral_norm:
                 return layer(x)
-            return nn.SpectralNorm(layer, name=f"{name}_sn")(x, update_stats=True)
+            normalised = nn.SpectralNorm(layer, name=f"{name}_sn")
+            if not self.is_initializing():
+                return normalised(x, update_stats=True)
+            # While initialising, Flax stores the kernel divided by its norm, which would change how
+            # far an Adam step turns it: put back the kernel that was drawn.
+            layer(x)
+            kernel = layer.get_variable("params", "kernel")
+            x = normalised(x, update_stats=True)
+            layer.put_variable("params", "kernel", kernel)
+            return x
 
         size = base_size(self.image_shape)
         wide, narrow = self.channels

@@ -1,3 +1,5 @@
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from dfkd_jax.wide_resnet import WideResNet
 SMALL = {
     "cnn": (CNN(5, (4, 6, 8, 7)), (8, 8, 1)),
     "lenet5": (LeNet5(5, (3, 4, 6, 7)), (32, 32, 1)),
-    "resnet18": (ResNet(5, width=4), (8, 8, 3)),
+    "resnet18": (ResNet(5, blocks=(1, 1, 1, 1), width=4), (8, 8, 3)),
     "wrn16_1": (WideResNet(5, depth=10), (8, 8, 3)),
 }
 WITH_BATCH_NORM = [name for name in SMALL if name != "lenet5"]
@@ -28,11 +30,25 @@ def parameter_count(name, num_classes, image_shape):
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
-@pytest.fixture(params=SMALL)
-def small(request):
-    module, image_shape = SMALL[request.param]
+@cache
+def initialised(name):
+    """Return a small classifier, its variables and six images."""
+    module, image_shape = SMALL[name]
     x = jax.random.normal(jax.random.key(0), (6, *image_shape))
     return module, jax.jit(module.init)(jax.random.key(1), x), x
+
+
+@pytest.fixture(params=SMALL)
+def small(request):
+    return initialised(request.param)
+
+
+def evaluate(module, variables, x):
+    return jax.jit(module.apply)(variables, x)
+
+
+def train(module, variables, x):
+    return jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=True))(variables, x)
 
 
 def dense(size_in, size_out):
@@ -131,17 +147,17 @@ def test_other_image_sizes(name, size):
 
 def test_logits_are_the_last_dense_layer_of_the_features(small):
     module, variables, x = small
-    logits, features = module.apply(variables, x)
+    logits, features = evaluate(module, variables, x)
     last = variables["params"]["fc"]
     np.testing.assert_allclose(logits, features @ last["kernel"] + last["bias"], atol=1e-5)
 
 
 def test_eval_mode_treats_every_image_alone(small):
     module, variables, x = small
-    together, _ = module.apply(variables, x)
-    alone, _ = module.apply(variables, x[:1])
+    together, _ = evaluate(module, variables, x)
+    alone, _ = evaluate(module, variables, x[:1])
     np.testing.assert_allclose(alone, together[:1], rtol=1e-4, atol=1e-5)
-    _, updates = module.apply(variables, x, train=False, mutable=["batch_stats"])
+    _, updates = jax.jit(lambda v, x: module.apply(v, x, train=False, mutable=True))(variables, x)
     jax.tree.map(
         np.testing.assert_array_equal,
         updates.get("batch_stats", {}),
@@ -151,14 +167,12 @@ def test_eval_mode_treats_every_image_alone(small):
 
 @pytest.mark.parametrize("name", WITH_BATCH_NORM)
 def test_train_mode_uses_the_batch_and_changes_batch_statistics_only(name):
-    module, image_shape = SMALL[name]
-    x = jax.random.normal(jax.random.key(0), (6, *image_shape))
-    variables = jax.jit(module.init)(jax.random.key(1), x)
-    (logits, _), updates = module.apply(variables, x, train=True, mutable=True)
+    module, variables, x = initialised(name)
+    (logits, _), updates = train(module, variables, x)
     jax.tree.map(np.testing.assert_array_equal, updates["params"], variables["params"])
     before, after = (jax.tree.leaves(tree["batch_stats"]) for tree in (variables, updates))
     assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    (others, _), _ = module.apply(variables, x[:3], train=True, mutable=["batch_stats"])
+    (others, _), _ = train(module, variables, x[:3])
     assert not np.allclose(others, logits[:3], atol=1e-3)
 
 
@@ -172,9 +186,7 @@ def test_lenet_has_no_batch_statistics():
 @pytest.mark.parametrize("name", WITH_BATCH_NORM)
 def test_batch_norm_layers_can_be_intercepted(name):
     """A mask that hides images makes them count for nothing in the batch statistics."""
-    module, image_shape = SMALL[name]
-    x = jax.random.normal(jax.random.key(0), (6, *image_shape))
-    variables = jax.jit(module.init)(jax.random.key(1), x)
+    module, variables, x = initialised(name)
     mask = (jnp.arange(6) < 4).reshape(6, 1, 1, 1)
 
     def with_mask(call, args, kwargs, context):
@@ -183,8 +195,8 @@ def test_batch_norm_layers_can_be_intercepted(name):
         return call(*args, **kwargs)
 
     with nn.intercept_methods(with_mask):
-        (logits, _), updates = module.apply(variables, x, train=True, mutable=["batch_stats"])
-    (expected, _), stats = module.apply(variables, x[:4], train=True, mutable=["batch_stats"])
+        (logits, _), updates = train(module, variables, x)
+    (expected, _), stats = train(module, variables, x[:4])
     np.testing.assert_allclose(logits[:4], expected, rtol=1e-3, atol=1e-4)
     for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -199,8 +211,7 @@ def test_float64_all_the_way(name):
             lambda leaf: jnp.zeros(leaf.shape, jnp.float64),
             jax.eval_shape(module.init, jax.random.key(1), x),
         )
-        apply = lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"])
-        jaxpr = jax.make_jaxpr(apply)(variables, x)
+        jaxpr = jax.make_jaxpr(partial(train, module))(variables, x)
         assert "f32" not in str(jaxpr)
         assert {value.dtype for value in jaxpr.out_avals} == {jnp.dtype(jnp.float64)}
 
@@ -217,7 +228,7 @@ def test_half_precision_computes_in_half_and_returns_float32(name):
 
 def test_initial_logits_have_a_sensible_scale(small):
     module, variables, x = small
-    (logits, _), _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    (logits, _), _ = train(module, variables, x)
     assert 1e-2 < np.std(logits) < 5
 
 

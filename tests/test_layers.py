@@ -40,14 +40,10 @@ def test_patches_convolution_equals_xla_up_to_second_derivatives(
     image_shape, kernel_shape, strides, padding
 ):
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(0), 4)
-        point = tuple(
-            jax.random.normal(key, shape, jnp.float64)
-            for key, shape in zip(keys[:2], (image_shape, kernel_shape), strict=True)
-        )
-        direction = tuple(
-            jax.random.normal(key, shape, jnp.float64)
-            for key, shape in zip(keys[2:], (image_shape, kernel_shape), strict=True)
+        rng = np.random.default_rng(0)
+        point, direction = (
+            (jnp.asarray(rng.normal(size=image_shape)), jnp.asarray(rng.normal(size=kernel_shape)))
+            for _ in range(2)
         )
 
         def derivatives(conv):
@@ -64,7 +60,9 @@ def test_patches_convolution_equals_xla_up_to_second_derivatives(
                 jax.grad(slope)(point),
             )
 
-        ours, theirs = derivatives(layers.patches_convolution), derivatives(xla)
+        ours, theirs = jax.jit(
+            lambda: (derivatives(layers.patches_convolution), derivatives(xla))
+        )()
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             assert a.dtype == jnp.float64
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
@@ -113,10 +111,11 @@ def test_what_patches_do_not_cover_goes_to_xla(image_shape, kernel_shape, option
     image = jax.random.normal(jax.random.key(0), image_shape)
     kernel = jax.random.normal(jax.random.key(1), kernel_shape)
     strides = (1,) * (image.ndim - 2)
-    assert uses_xla(image, kernel, strides, "SAME", **options)
+    padding = ((1, 1),) * len(strides)
+    assert uses_xla(image, kernel, strides, padding, **options)
     np.testing.assert_array_equal(
-        layers.convolution(image, kernel, strides, "SAME", **options),
-        lax.conv_general_dilated(image, kernel, strides, "SAME", **options),
+        layers.convolution(image, kernel, strides, padding, **options),
+        lax.conv_general_dilated(image, kernel, strides, padding, **options),
     )
 
 
@@ -169,7 +168,10 @@ def test_max_pool2_against_numpy(height, width):
 def test_max_pool2_derivatives():
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(0), (1, 5, 4, 2), jnp.float64)
-        pooled_cube = lambda x: jnp.sum(layers.max_pool2(x) ** 3)
+
+        def pooled_cube(x):
+            return jnp.sum(layers.max_pool2(x) ** 3)
+
         maxima = jax.image.resize(layers.max_pool2(x), (1, 4, 4, 2), "nearest") == x[:, :4]
         is_maximum = jnp.pad(maxima, ((0, 0), (0, 1), (0, 0), (0, 0)))
         np.testing.assert_allclose(jax.grad(pooled_cube)(x), 3 * x**2 * is_maximum)

@@ -1,0 +1,66 @@
+"""Small configurations and networks that the tests share."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import digits
+from dfkd_jax import data
+from dfkd_jax.replay import create_replay
+from dfkd_jax.steps import create_steps
+from dfkd_jax.train import create_models
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+def tiny_config(method="lra-mb", **fields):
+    """Digits with networks and budgets so small that a step is a matter of milliseconds."""
+    config = digits.get_config(method)
+    config.update_from_flattened_dict(
+        {
+            "epochs": 3,
+            "batch_size": 8,
+            "iterations_per_epoch": 3,
+            "student.steps": 2,
+            "teacher.model": "cnn_half",
+            "teacher.epochs": 2,
+            "generator.latent_dim": 4,
+            "generator.channels": (8, 4),
+            "replay.capacity": 2,
+            "replay.entry_size": 4,
+            "replay.push_period": 1,
+            "replay.push_unit": "iteration",
+            **fields,
+        }
+    )
+    return config
+
+
+def build(config):
+    """(steps, state, teacher variables) of a configuration, with an untrained teacher."""
+    spec = data.spec(config.dataset.name)
+    models = create_models(config, spec)
+    replay = create_replay(config, spec.image_shape, spec.num_classes)
+    steps = create_steps(config, models, replay, spec.image_shape)
+    state = jax.jit(steps.init)(jax.random.key(config.seed))
+    images = jnp.zeros((2, *spec.image_shape))
+    teacher = models.teacher.init(jax.random.key(99), images, train=False)
+    return steps, state, teacher
+
+
+def cast(tree, dtype):
+    """Floating-point leaves in another precision."""
+
+    def leaf(x):
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(leaf, tree)

@@ -1,0 +1,155 @@
+"""Losses against independent NumPy computations, and what each term acts on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkd_jax import batch_norm, losses
+from dfkd_jax.classifiers import create_classifier
+
+RNG = np.random.default_rng(0)
+TEACHER, STUDENT = RNG.normal(size=(2, 6, 4)) * 3
+FEATURES = RNG.normal(size=(6, 5))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def kl(p, q):
+    return (p * np.log(p / q)).sum(-1)
+
+
+def js_as_published(teacher, student, tau):
+    p, q = softmax(teacher / tau), softmax(student / tau)
+    m = np.clip((p + q) / 2, 0.01, 0.99)
+    p, q = np.clip(p, 0.01, 0.99), np.clip(q, 0.01, 0.99)
+    js = 0.5 * (m * np.log(m / p)).mean() + 0.5 * (m * np.log(m / q)).mean()
+    return 1 - np.clip(js, 0, 1)
+
+
+EXPECTED = {
+    "l1": (losses.l1_distance, np.abs(STUDENT - TEACHER).mean(-1)),
+    "kl": (losses.kl_distance, 4 * kl(softmax(TEACHER / 2), softmax(STUDENT / 2))),
+}
+
+
+@pytest.mark.parametrize("name", losses.DISTANCES)
+def test_distances(name):
+    function, expected = EXPECTED[name]
+    assert losses.DISTANCES[name] is function
+    np.testing.assert_allclose(function(STUDENT, TEACHER, 2.0), expected, rtol=1e-4)
+    np.testing.assert_allclose(function(TEACHER, TEACHER, 2.0), 0, atol=1e-6)
+
+
+def terms():
+    mean = softmax(TEACHER).mean(0)
+    return {
+        "one_hot": -np.log(softmax(TEACHER).max(-1)).mean(),
+        "information_entropy": (mean * np.log10(mean)).sum(),
+        "activation": -np.abs(FEATURES).mean(),
+    }
+
+
+@pytest.mark.parametrize(
+    "form, tau, adversarial",
+    [
+        ("js", 3.0, js_as_published(TEACHER, STUDENT, 3.0)),
+        ("l1", 3.0, -np.abs(TEACHER - STUDENT).mean()),
+        ("kl", 2.0, -4 * kl(softmax(TEACHER / 2), softmax(STUDENT / 2)).mean()),
+    ],
+)
+def test_generator_loss_is_the_weighted_sum_of_its_terms(form, tau, adversarial):
+    mean, variance = RNG.normal(size=3), RNG.uniform(size=3)
+    layers = [losses.LayerStatistics(mean, variance, jnp.zeros(3), jnp.ones(3))] * 2
+    expected = {
+        **terms(),
+        "adversarial": adversarial,
+        "batch_norm": 2 * (np.linalg.norm(mean) + np.linalg.norm(variance - 1)),
+    }
+    weights = losses.GeneratorLossWeights(1.5, 5.0, 0.1, 2.0, 0.7)
+    value = losses.generator_loss(
+        TEACHER,
+        FEATURES,
+        STUDENT,
+        layers,
+        weights,
+        adversarial_form=form,
+        adversarial_temperature=tau,
+    )
+    total = sum(w * expected[name] for name, w in weights._asdict().items())
+    np.testing.assert_allclose(value, total, rtol=1e-5)
+    for name in weights._fields:  # each alone
+        only = losses.GeneratorLossWeights(**{n: float(n == name) for n in weights._fields})
+        value = losses.generator_loss(
+            TEACHER,
+            FEATURES,
+            STUDENT,
+            layers,
+            only,
+            adversarial_form=form,
+            adversarial_temperature=tau,
+        )
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", losses.ADVERSARIAL)
+def test_the_adversarial_term_acts_through_student_and_teacher(form):
+    def loss(teacher, student):
+        return losses.ADVERSARIAL[form](teacher, student, 3.0)
+
+    by_teacher, by_student = jax.grad(loss, argnums=(0, 1))(TEACHER, STUDENT)
+    assert np.abs(by_teacher).max() > 1e-4
+    assert np.abs(by_student).max() > 1e-4
+    # Lower where the two differ more: the generator looks for disagreement.
+    near = losses.ADVERSARIAL[form](jnp.asarray(TEACHER), TEACHER + 0.1 * STUDENT, 3.0)
+    assert loss(TEACHER, STUDENT) < near
+
+
+def test_the_entropy_term_survives_a_class_that_never_comes():
+    logits = jnp.array([[300.0, 0.0], [300.0, 0.0]])
+    value, gradient = jax.value_and_grad(losses.information_entropy_loss)(logits)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    np.testing.assert_allclose(
+        losses.information_entropy_loss(jnp.eye(4) * 100), -np.log10(4), rtol=1e-5
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    model = create_classifier("cnn_half", 10)
+    images = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
+    return model, model.init(jax.random.key(1), images, train=False), images
+
+
+def test_recorded_statistics_are_those_of_what_enters_batch_norm(teacher):
+    model, variables, images = teacher
+    with batch_norm.recorded() as layers:
+        plain = model.apply(variables, images, train=False)
+    _, captured = model.apply(
+        variables, images, train=False, capture_intermediates=True, mutable=["intermediates"]
+    )
+    inputs = [captured["intermediates"][f"conv{i}"]["__call__"][0] for i in (1, 2, 3)]
+    assert len(layers) == 3
+    for layer, x in zip(layers, inputs, strict=True):
+        np.testing.assert_allclose(layer.batch_mean, np.mean(x, (0, 1, 2)), atol=1e-5)
+        np.testing.assert_allclose(layer.batch_variance, np.var(x, (0, 1, 2)), atol=1e-5)
+        np.testing.assert_array_equal(layer.running_mean, 0)
+        np.testing.assert_array_equal(layer.running_variance, 1)
+    np.testing.assert_array_equal(plain[0], model.apply(variables, images, train=False)[0])
+
+
+def test_masked_batch_norm_ignores_masked_examples(teacher):
+    model, variables, images = teacher
+    real = images[:4]
+    mask = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    (expected, _), stats = model.apply(variables, real, train=True, mutable=["batch_stats"])
+    with batch_norm.masked(mask):
+        (logits, _), masked_stats = model.apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+    np.testing.assert_allclose(logits[:4], expected, rtol=1e-4, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(masked_stats), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
