@@ -21,7 +21,7 @@ def get_config(method: str = "lra-mb"):
     config.student.learning_rate = 0.05
 
     config.generator.latent_dim = 64
-    config.generator.channels = (64, 32)
+    config.generator.channels = (32, 16)
     config.generator.learning_rate = 0.001
 
     config.meta.inner_lr = 0.1

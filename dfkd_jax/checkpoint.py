@@ -27,8 +27,7 @@ def open_checkpoints(directory: str | os.PathLike, keep: int = 2) -> ocp.Checkpo
 
     Saving is synchronous: once an epoch is reported, a kill cannot lose it.
     """
-    # Orbax reports every stage of every save at level INFO and some fallbacks as warnings.
-    logging.set_verbosity(logging.ERROR)
+    _quiet()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
     return ocp.CheckpointManager(Path(directory).absolute(), options=options)
 
@@ -92,6 +91,11 @@ def restore_latest(
     return None
 
 
+def _quiet() -> None:
+    """Orbax reports every stage of every save at level INFO and some fallbacks as warnings."""
+    logging.set_verbosity(logging.ERROR)
+
+
 def checksum(tree: Any) -> int:
     """CRC-32 over the bytes of all leaves, in order."""
     crc = 0
@@ -104,6 +108,7 @@ def checksum(tree: Any) -> int:
 
 def save_variables(directory: str | os.PathLike, variables: Any) -> None:
     """Write a network's variables (params, batch_stats) as one orbax checkpoint."""
+    _quiet()
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(directory).absolute(), variables, force=True)
 
@@ -115,5 +120,6 @@ def load_variables(directory: str | os.PathLike, abstract_variables: Any) -> Any
       ValueError: it does not hold arrays of these names and shapes.
     """
     abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, abstract_variables)
+    _quiet()
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(Path(directory).absolute(), abstract)

@@ -7,6 +7,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from dfkd_jax.config import UserError
+from dfkd_jax.host_memory import keep_freed_memory
 from dfkd_jax.stop import Stopped
 from dfkd_jax.train import run
 
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str]) -> int | None:
     del arguments
     if WORKDIR.value is None:
         return _fail("--workdir is missing; give the folder for this run's results.", 2)
+    keep_freed_memory()
     try:
         run(CONFIG.value, WORKDIR.value)
     except UserError as error:

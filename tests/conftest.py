@@ -3,16 +3,20 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of what the tests do; in-process tests check numbers, not speed.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import digits
-from dfkd_jax import data
+from dfkd_jax import data, host_memory
 from dfkd_jax.replay import create_replay
 from dfkd_jax.steps import create_steps
 from dfkd_jax.train import create_models
+
+host_memory.keep_freed_memory()
 
 
 @pytest.fixture
@@ -22,26 +26,26 @@ def x64():
         yield
 
 
+TINY = {
+    "epochs": 3,
+    "batch_size": 8,
+    "iterations_per_epoch": 3,
+    "student.steps": 2,
+    "teacher.model": "cnn_half",
+    "teacher.epochs": 2,
+    "generator.latent_dim": 4,
+    "generator.channels": (8, 4),
+    "replay.capacity": 2,
+    "replay.entry_size": 4,
+    "replay.push_period": 1,
+    "replay.push_unit": "iteration",
+}
+
+
 def tiny_config(method="lra-mb", **fields):
     """Digits with networks and budgets so small that a step is a matter of milliseconds."""
     config = digits.get_config(method)
-    config.update_from_flattened_dict(
-        {
-            "epochs": 3,
-            "batch_size": 8,
-            "iterations_per_epoch": 3,
-            "student.steps": 2,
-            "teacher.model": "cnn_half",
-            "teacher.epochs": 2,
-            "generator.latent_dim": 4,
-            "generator.channels": (8, 4),
-            "replay.capacity": 2,
-            "replay.entry_size": 4,
-            "replay.push_period": 1,
-            "replay.push_unit": "iteration",
-            **fields,
-        }
-    )
+    config.update_from_flattened_dict({**TINY, **fields})
     return config
 
 

@@ -10,30 +10,36 @@ from dfkd_jax import generator
 from dfkd_jax.generator import Generator, base_size
 from dfkd_jax.layers import convolution
 
+KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 LATENT = 6
 SMALL = Generator((8, 8, 3), channels=(8, 4))
 
 
-def latents(batch=16, dtype=jnp.float32, seed=0):
-    return jax.random.normal(jax.random.key(seed), (batch, LATENT), dtype)
+@pytest.fixture(autouse=True)
+def compile_fast():
+    """These tests compile far more than they compute."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def latents(dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(16, LATENT)), dtype)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return jax.jit(SMALL.init)(jax.random.key(1), latents())
+    return jax.jit(SMALL.init)(KEY, latents())
 
 
 def advance(module, variables, z, calls):
     """Return the variables after `calls` training calls."""
 
-    @jax.jit
-    def step(variables):
+    def step(_, variables):
         _, updates = module.apply(variables, z, mutable=["batch_stats"])
         return {**variables, **updates}
 
-    for _ in range(calls):
-        variables = step(variables)
-    return variables
+    return jax.jit(lambda variables: jax.lax.fori_loop(0, calls, step, variables))(variables)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ def advance(module, variables, z, calls):
 def test_shape_and_output_statistics(image_shape, base, upsamplings, spectral_norm):
     assert base_size(image_shape) == base == image_shape[0] // 2**upsamplings
     module = Generator(image_shape, channels=(8, 4), spectral_norm=spectral_norm)
-    variables = jax.jit(module.init)(jax.random.key(1), latents())
+    variables = jax.jit(module.init)(KEY, latents())
     assert variables["params"]["fc"]["kernel"].shape == (LATENT, base * base * 8)
     # Larger weights: the last batch norm then sees variances far above its eps.
     variables = {**variables, "params": jax.tree.map(lambda leaf: 5 * leaf, variables["params"])}
@@ -56,7 +62,7 @@ def test_shape_and_output_statistics(image_shape, base, upsamplings, spectral_no
 
 def test_parameters_of_the_full_size_generator():
     module = Generator((32, 32, 3))
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((2, 1000)))
+    shapes = jax.eval_shape(module.init, KEY, jnp.ones((2, 1000)))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     dense = 1000 * 8192 + 8192
     convolutions = (9 * 128 + 1) * 128 + (9 * 128 + 1) * 64 + (9 * 64 + 1) * 3
@@ -83,13 +89,13 @@ def test_batch_norm_epsilons():
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        jax.eval_shape(SMALL.clone(axis_name="devices").init, jax.random.key(0), latents())
+        jax.eval_shape(SMALL.clone(axis_name="devices").init, KEY, latents())
     epsilons = {"bn1": 1e-5, "bn2": 0.8, "bn3": 0.8, "bn4": 1e-5}
     assert seen == {name: (epsilon, "devices") for name, epsilon in epsilons.items()}
 
 
 def test_spectral_norm_makes_the_top_singular_value_one(variables, monkeypatch):
-    variables = advance(SMALL, variables, latents(), 300)
+    variables = advance(SMALL, variables, latents(), 100)
     kernels = []
 
     def record(lhs, rhs, *args, **kwargs):
@@ -176,11 +182,11 @@ def test_gradient_in_float64_against_finite_differences(spectral_norm):
         z = latents(dtype=jnp.float64)
         module = SMALL.clone(spectral_norm=spectral_norm)
         variables = jax.tree.map(
-            lambda leaf: leaf.astype(jnp.float64), jax.jit(module.init)(jax.random.key(1), z)
+            lambda leaf: leaf.astype(jnp.float64), jax.jit(module.init)(KEY, z)
         )
         if spectral_norm:
             # The gradient treats `u` as constant, which is exact where power iteration converged.
-            variables = advance(module, variables, z, 600)
+            variables = advance(module, variables, z, 150)
 
         def objective(params):
             images, updates = module.apply(
@@ -193,8 +199,9 @@ def test_gradient_in_float64_against_finite_differences(spectral_norm):
         frozen = module.apply(variables, z, update_stats=False)
         np.testing.assert_allclose(frozen, auxiliary[0], rtol=0, atol=1e-12)
 
+        rng = np.random.default_rng(1)
         direction = jax.tree.map(
-            lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype),
+            lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)),
             variables["params"],
         )
         value = jax.jit(
@@ -210,7 +217,7 @@ def test_gradient_in_float64_against_finite_differences(spectral_norm):
 
 def test_half_precision_returns_float32():
     module = SMALL.clone(dtype=jnp.bfloat16)
-    variables = jax.eval_shape(module.init, jax.random.key(0), latents())
+    variables = jax.eval_shape(module.init, KEY, latents())
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     images = jax.eval_shape(
         lambda v, z: module.apply(v, z, update_stats=False), variables, latents()
@@ -233,7 +240,7 @@ def test_works_inside_another_module(variables):
 @pytest.mark.parametrize("image_shape", [(32, 28, 3), (30, 30, 3), (68, 68, 3), (0, 0, 1)])
 def test_impossible_sizes(image_shape):
     with pytest.raises(ValueError) as error:
-        Generator(image_shape).init(jax.random.key(0), latents())
+        Generator(image_shape).init(KEY, latents())
     height, width, _ = image_shape
     assert str(error.value) == (
         "The generator makes square images whose side is a multiple of 4 (of 8 from 64 on), "

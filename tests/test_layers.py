@@ -7,6 +7,7 @@ from jax import lax
 
 from dfkd_jax import layers
 
+KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 CASES = [
@@ -23,6 +24,18 @@ CASES = [
     ((2, 3, 3, 3), (5, 5, 3, 4), (2, 2), ((1, 1), (1, 1))),  # the same after padding
     ((2, 6, 6, 1), (5, 5, 1, 2), (1, 1), ((-1, 0), (1, 1))),  # negative padding crops
 ]
+
+
+@pytest.fixture(autouse=True)
+def compile_fast():
+    """These tests compile far more than they compute."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def normal(shape):
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), float)
 
 
 def xla(image, kernel, strides, padding):
@@ -108,8 +121,8 @@ def test_backend_and_shape_choose_the_convolution(monkeypatch):
     ],
 )
 def test_what_patches_do_not_cover_goes_to_xla(image_shape, kernel_shape, options):
-    image = jax.random.normal(jax.random.key(0), image_shape)
-    kernel = jax.random.normal(jax.random.key(1), kernel_shape)
+    image = normal(image_shape)
+    kernel = normal(kernel_shape)
     strides = (1,) * (image.ndim - 2)
     padding = ((1, 1),) * len(strides)
     assert uses_xla(image, kernel, strides, padding, **options)
@@ -121,18 +134,18 @@ def test_what_patches_do_not_cover_goes_to_xla(image_shape, kernel_shape, option
 
 @pytest.mark.parametrize("options", [{}, dict(strides=2), dict(padding=1, strides=2)])
 def test_conv_layer_equals_flax(options):
-    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 3))
+    x = normal((2, 9, 9, 3))
     ours, theirs = (cls(5, (3, 3), **options) for cls in (layers.Conv, nn.Conv))
-    variables = theirs.init(jax.random.key(1), x)
+    variables = theirs.init(KEY, x)
     np.testing.assert_allclose(
         ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-5
     )
 
 
 def test_batch_norm_follows_pytorch_momentum():
-    x = 3 + 2 * jax.random.normal(jax.random.key(0), (64, 2, 2, 3))
+    x = 3 + 2 * normal((64, 2, 2, 3))
     module = layers.batch_norm(None, use_running_average=False)()
-    variables = module.init(jax.random.key(0), x)
+    variables = module.init(KEY, x)
     y, updates = module.apply(variables, x, mutable=["batch_stats"])
     mean, var = np.mean(x, (0, 1, 2)), np.var(x, (0, 1, 2))
     np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), atol=1e-4)
@@ -141,10 +154,10 @@ def test_batch_norm_follows_pytorch_momentum():
 
 
 def test_batch_norm_statistics_are_global_over_the_axis():
-    x = jax.random.normal(jax.random.key(0), (8, 2, 2, 3))
+    x = normal((8, 2, 2, 3))
     single = layers.batch_norm(None, use_running_average=False)()
     sharded = layers.batch_norm("devices", use_running_average=False)()
-    variables = single.init(jax.random.key(0), x)
+    variables = single.init(KEY, x)
     whole, stats = single.apply(variables, x, mutable=["batch_stats"])
     parts, part_stats = jax.vmap(
         lambda part: sharded.apply(variables, part, mutable=["batch_stats"]), axis_name="devices"
@@ -167,7 +180,7 @@ def test_max_pool2_against_numpy(height, width):
 
 def test_max_pool2_derivatives():
     with jax.enable_x64(True):
-        x = jax.random.normal(jax.random.key(0), (1, 5, 4, 2), jnp.float64)
+        x = normal((1, 5, 4, 2))
 
         def pooled_cube(x):
             return jnp.sum(layers.max_pool2(x) ** 3)

@@ -1,0 +1,114 @@
+"""Configurations: complete, consistent, and refused in one sentence when they cannot work."""
+
+import importlib
+
+import pytest
+
+from configs import digits
+from dfkd_jax import config as config_lib
+from dfkd_jax import data, methods, results, teacher
+from dfkd_jax.config import UserError, check, differences, get, to_dict
+from dfkd_jax.losses import GeneratorLossWeights
+
+NAMES = ("default", "digits", "mnist", "cifar10", "cifar100", "svhn", "tiny_imagenet")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_config_file_takes_every_method(name, method, monkeypatch):
+    monkeypatch.setattr(data, "check_prepared", lambda *args: None)
+    config = importlib.import_module(f"configs.{name}").get_config(method)
+    check(config)
+    assert config.method == method
+    assert set(to_dict(config)) == set(to_dict(digits.get_config()))  # no field of its own
+    for field, value in methods.METHODS[method].items():
+        assert get(config, field) == value
+    assert set(GeneratorLossWeights._fields) <= set(config.loss)
+
+
+def test_the_papers_hyper_parameters():
+    from configs import cifar100
+
+    config = cifar100.get_config()
+    assert (config.batch_size, config.iterations_per_epoch, config.epochs) == (512, 72, 400)
+    assert (config.replay.capacity, config.replay.entry_size) == (10, 64)
+    assert (config.meta.inner_lr, config.student.steps, config.generator.steps) == (0.9, 10, 1)
+    joint = cifar100.get_config("mb-dfkd")
+    assert (joint.batch_size, joint.iterations_per_epoch, joint.replay.entry_size) == (
+        1024,
+        36,
+        128,
+    )
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("dataset.name", "imagenet", ["config.dataset.name", "'imagenet'", "digits"]),
+        ("teacher.model", "vgg99", ["config.teacher.model", "'vgg99'", "resnet34"]),
+        ("student.model", "", ["config.student.model", "lenet5"]),
+        ("meta.variant", "second_order", ["config.meta.variant", "'second_order'", "exact_hvp"]),
+        ("meta.objective", "thesis", ["config.meta.objective", "paper, code"]),
+        ("replay.kind", "disk", ["config.replay.kind", "memory_bank"]),
+        ("replay.push_unit", "day", ["config.replay.push_unit", "epoch, iteration"]),
+        ("loss.distance", "l7", ["config.loss.distance", "l1, kl"]),
+        ("loss.adversarial_form", "x", ["config.loss.adversarial_form", "js, l1, kl"]),
+        ("loop", "while", ["config.loop", "auto, scan, step"]),
+        ("epochs", 0, ["config.epochs", "0", "1 or more"]),
+        ("batch_size", 1, ["config.batch_size", "2 or more"]),
+        ("replay.entry_size", 500, ["config.replay.entry_size", "500", "at most"]),
+        ("replay.capacity", 0, ["config.replay.capacity", "1 or more"]),
+        ("meta.inner_steps", 0, ["config.meta.inner_steps", "1 or more"]),
+        ("meta.inner_lr", -0.1, ["config.meta.inner_lr", "-0.1", "0 or more"]),
+        ("meta.inner_lr", float("nan"), ["config.meta.inner_lr", "nan"]),
+        ("student.learning_rate", 0.0, ["config.student.learning_rate", "more than 0"]),
+        ("generator.channels", (8,), ["config.generator.channels", "two numbers"]),
+        ("teacher.checkpoint", "/nowhere", ["config.teacher.checkpoint", "'/nowhere'"]),
+        ("dataset.name", "cifar100", ["cifar100", "tfds build", "array_record"]),
+    ],
+)
+def test_bad_fields_are_one_sentence(field, value, words, tmp_path):
+    config = digits.get_config()
+    config.dataset.data_dir = str(tmp_path)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as caught:
+        check(config)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+def test_without_replay_there_is_no_meta_gradient():
+    config = digits.get_config("adversarial")
+    config.meta.variant = "exact"
+    with pytest.raises(UserError, match=r"replay\.kind is 'none'"):
+        check(config)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"'lra-xx'; allowed are lra-mb, mb-dfkd"):
+        digits.get_config("lra-xx")
+
+
+@pytest.mark.parametrize(
+    "field, value", [("num_classes", 7), ("image_shape", [32, 32, 3]), ("model", "lenet5")]
+)
+def test_a_teacher_for_other_data_is_refused(tmp_path, field, value):
+    card = {"model": "cnn", "num_classes": 10, "image_shape": [8, 8, 1]}
+    results.write_json(tmp_path / teacher.CARD, card)
+    config = digits.get_config()
+    config.teacher.checkpoint = str(tmp_path)
+    check(config)
+    results.write_json(tmp_path / teacher.CARD, {**card, field: value})
+    with pytest.raises(UserError, match=field):
+        check(config)
+
+
+def test_differences_name_the_fields_and_spare_the_free_ones():
+    stored, config = to_dict(digits.get_config()), digits.get_config()
+    config.meta.inner_lr = 0.5
+    config.loop = "scan"
+    config.seed = 3
+    assert differences(stored, to_dict(config)) == ["meta.inner_lr: 0.1 → 0.5", "seed: 1 → 3"]
+    assert set(config_lib.FREE_FIELDS) == {"loop", "dataset.data_dir"}

@@ -1,0 +1,274 @@
+"""Whole runs as a user starts them: real processes, killed, stopped, resumed and misused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dfkd_jax import checkpoint, results
+from tests.conftest import TINY, build, tiny_config
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Processes share compiled programs, so that only the first of them compiles."""
+    cache = tmp_path_factory.mktemp("xla")
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "COLUMNS": "200",
+    }
+
+
+def command(workdir, *flags, method="lra-mb", **fields):
+    fields = {**TINY, "epochs": EPOCHS, **fields}
+    return [
+        sys.executable,
+        "-m",
+        "dfkd_jax.main",
+        f"--config=configs/digits.py:{method}",
+        f"--workdir={workdir}",
+        *[f"--config.{name}={value}" for name, value in fields.items()],
+        *flags,
+    ]
+
+
+def run(environment, *args, **kwargs):
+    return subprocess.run(
+        command(*args, **kwargs), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def final_state(workdir, config):
+    """The newest checkpoint, as arrays, and the history in it."""
+    _, state, _ = build(config)
+    manager = checkpoint.open_checkpoints(workdir / "checkpoints")
+    assert manager.latest_step() == config.epochs
+    return checkpoint.restore_latest(manager, state, pytest.fail)
+
+
+def without_seconds(path):
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in results.read_metrics(path)]
+
+
+@pytest.fixture(scope="module")
+def whole(environment, tmp_path_factory):
+    """A run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    done = run(environment, workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    workdir, out = whole
+    assert "training cnn_half on the training split of digits" in out
+    assert f"epoch {EPOCHS}/{EPOCHS}" in out and "student, final" in out
+
+    metrics = results.read_metrics(workdir / "metrics.jsonl")
+    assert [record["epoch"] for record in metrics] == list(range(1, EPOCHS + 1))
+    keys = {
+        "epoch",
+        "student_accuracy",
+        "acquisition_loss",
+        "retention_loss",
+        "generator_loss",
+        "gradient_alignment",
+        "seconds",
+    }
+    for record in metrics:
+        assert set(record) == keys
+        assert all(np.isfinite(value) for value in record.values())
+        assert 0 <= record["student_accuracy"] <= 100 and -1 <= record["gradient_alignment"] <= 1
+
+    summary = results.read_json(workdir / "summary.json")
+    accuracies = [record["student_accuracy"] for record in metrics]
+    assert summary["mean_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert summary["accuracy_variance"] == pytest.approx(np.var(accuracies))
+    assert summary["max_accuracy"] == max(accuracies)
+    assert summary["final_accuracy"] == accuracies[-1]
+    assert summary["epochs"] == EPOCHS
+    assert (summary["method"], summary["gradient"], summary["replay"]) == (
+        "lra-mb",
+        "exact",
+        "memory_bank",
+    )
+    card = results.read_json(workdir / "teacher" / "teacher.json")
+    assert summary["teacher_accuracy"] == card["accuracy"]
+    assert (
+        results.read_json(workdir / "config.json")["replay"]["capacity"] == TINY["replay.capacity"]
+    )
+    for figure in ("learning_curve.png", "samples.png"):
+        assert (workdir / figure).stat().st_size > 10_000
+    assert list((workdir / "tensorboard").glob("events*"))
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(whole, environment):
+    workdir, _ = whole
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = run(environment, workdir)
+    assert again.returncode == 0 and "training cnn_half" not in again.stdout
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def kill_after_epoch(process, number, signal_number):
+    for line in process.stdout:
+        if re.match(rf"epoch {number}/{EPOCHS} .*L_acq", line):
+            process.send_signal(signal_number)
+            break
+    rest = process.stdout.read()
+    process.wait(timeout=60)
+    return rest
+
+
+def started(environment, *args, **kwargs):
+    return subprocess.Popen(
+        command(*args, **kwargs), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def assert_same_run(whole, workdir):
+    config = tiny_config(epochs=EPOCHS)
+    state, _ = final_state(workdir, config)
+    expected, _ = final_state(whole, config)
+    assert checkpoint.checksum(state) == checkpoint.checksum(expected)  # bit for bit, bank and all
+    assert without_seconds(workdir / "metrics.jsonl") == without_seconds(whole / "metrics.jsonl")
+    a, b = (results.read_json(w / "summary.json") for w in (workdir, whole))
+    assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_a_run_killed_twice_ends_as_one_never_killed(whole, environment, tmp_path):
+    for number in (1, 3):
+        process = started(environment, tmp_path)
+        kill_after_epoch(process, number, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+    done = run(environment, tmp_path)
+    assert done.returncode == 0 and "after epoch" in done.stdout
+    assert_same_run(whole[0], tmp_path)
+
+
+def test_a_run_killed_while_training_its_teacher_goes_on_with_it(whole, environment, tmp_path):
+    process = started(environment, tmp_path)
+    for line in process.stdout:
+        if line.startswith("epoch 1/2 "):
+            process.kill()
+            break
+    process.wait()
+    done = run(environment, tmp_path)
+    assert "epoch 1/2 " not in done.stdout and "epoch 2/2 " in done.stdout
+    assert_same_run(whole[0], tmp_path)
+
+
+def test_sigterm_saves_the_epoch_and_exits_cleanly(whole, environment, tmp_path):
+    process = started(environment, tmp_path)
+    rest = kill_after_epoch(process, 1, signal.SIGTERM)
+    assert process.returncode == 0
+    assert "SIGTERM came; epoch 2 is saved. The same command goes on from there." in rest
+    assert len(results.read_metrics(tmp_path / "metrics.jsonl")) == 2
+    assert run(environment, tmp_path).returncode == 0
+    assert_same_run(whole[0], tmp_path)
+
+
+def test_a_damaged_newest_checkpoint_costs_one_epoch(whole, environment, tmp_path):
+    process = started(environment, tmp_path)
+    kill_after_epoch(process, 3, signal.SIGKILL)
+    newest = max((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    for file in (newest / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    done = run(environment, tmp_path)
+    assert done.returncode == 0
+    assert f"The checkpoint of epoch {newest.name} is damaged" in done.stdout
+    assert_same_run(whole[0], tmp_path)
+
+
+def test_a_teacher_of_another_run_is_reused(whole, environment, tmp_path):
+    done = run(
+        environment,
+        tmp_path,
+        method="mb-dfkd",
+        **{"teacher.checkpoint": whole[0] / "teacher", "epochs": 1},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "training cnn_half" not in done.stdout
+    summary = results.read_json(tmp_path / "summary.json")
+    assert (summary["method"], summary["gradient"]) == ("mb-dfkd", "none")
+
+
+def test_no_replay_has_no_retention_loss(whole, environment, tmp_path):
+    fields = {"teacher.checkpoint": whole[0] / "teacher", "epochs": 1}
+    done = run(environment, tmp_path, method="adversarial", **fields)
+    assert done.returncode == 0, done.stderr
+    (record,) = results.read_metrics(tmp_path / "metrics.jsonl")
+    assert record["retention_loss"] is None and record["gradient_alignment"] is None
+
+
+def test_a_folder_of_another_configuration_is_refused(whole, environment):
+    done = run(environment, whole[0], **{"meta.inner_lr": 0.7, "replay.capacity": 3})
+    assert done.returncode == 2
+    assert "meta.inner_lr: 0.1 → 0.7; replay.capacity: 2 → 3" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(whole, environment, tmp_path):
+    fields = {"teacher.checkpoint": whole[0] / "teacher", "student.learning_rate": 1e30}
+    done = run(environment, tmp_path, **fields)
+    assert done.returncode != 0
+    assert "non-finite in epoch 1" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--config=configs/digits.py:magic"], "'magic'; allowed are lra-mb"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config.replay.capacities=3"], "capacit"),
+        (["--config.epochs=many"], "epochs"),
+        (["--config.meta.variant=second"], "config.meta.variant is 'second'; allowed are none"),
+        (["--config.dataset.name=cifar100", "--config.dataset.data_dir=/nowhere"], "tfds build"),
+        (["--config.teacher.checkpoint=/nowhere"], "config.teacher.checkpoint"),
+        (["surplus"], "surplus"),
+        (["--nonsense=1"], "nonsense"),
+    ],
+)
+def test_misuse_is_one_sentence_before_anything_compiles(environment, tmp_path, flags, words):
+    started_at = time.monotonic()
+    base = [sys.executable, "-m", "dfkd_jax.main", "--config=configs/digits.py"]
+    done = subprocess.run(
+        [*base, f"--workdir={tmp_path}", *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+    assert time.monotonic() - started_at < 30
+
+
+def test_config_json_is_what_ran(whole):
+    stored = json.loads((whole[0] / "config.json").read_text())
+    assert stored == json.loads(tiny_config(epochs=EPOCHS).to_json())
+
+
+def test_bits_do_not_depend_on_the_process(whole, environment, tmp_path):
+    done = run(environment, tmp_path)
+    assert done.returncode == 0
+    assert_same_run(whole[0], tmp_path)
+    assert jax.default_backend() == "cpu"

@@ -1,0 +1,216 @@
+"""The steps: what acts on what, batch norm's rules, an empty bank, and both loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkd_jax import methods
+from dfkd_jax.epoch import create_epoch
+from dfkd_jax.replay import Batch
+from dfkd_jax.state import student_optimizer
+from tests.conftest import build, cast, tiny_config
+
+
+def leaves_close(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(x, y, **tolerance)
+
+
+def differs(a, b):
+    return jax.tree.map(lambda x, y: bool(np.max(np.abs(x - y)) > 1e-7), a, b)
+
+
+def student_step(config, state=None):
+    steps, fresh, teacher = build(config)
+    return jax.jit(steps.student_step)(fresh if state is None else state, teacher)
+
+
+@pytest.fixture(scope="module")
+def filled():
+    """A state whose bank holds entries, with its steps and teacher."""
+    steps, state, teacher = build(tiny_config())
+    student, observe = jax.jit(steps.student_step), jax.jit(steps.observe_step)
+    for _ in range(2):
+        for _ in range(2):
+            state = student(state, teacher)
+        state = observe(state, teacher)
+    assert int(state.replay.size) == 2
+    return steps, state, teacher
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_takes_its_steps(method):
+    config = tiny_config(method)
+    steps, state, teacher = build(config)
+    before = state
+    state = jax.jit(steps.generator_step)(state, teacher)
+    state = jax.jit(steps.student_step)(state, teacher)
+    assert all(jax.tree.leaves(differs(before.student.params, state.student.params)))
+    moved = differs(before.generator.params, state.generator.params)
+    # A convolution's bias before batch norm has no effect, so it need not move.
+    assert all(np.all(jax.tree.leaves(v["kernel"])) for v in moved.values() if "kernel" in v)
+    assert int(state.student_steps) == int(state.generator_steps) == 1
+    assert np.isfinite(jax.tree.leaves(jax.tree.map(float, state.totals))).all()
+
+
+def test_the_generator_learns_from_the_student_as_well_as_from_the_teacher():
+    """The adversarial term must depend on the student: another student, another gradient."""
+    config = tiny_config("dfad")
+    steps, state, teacher = build(config)
+    step = jax.jit(steps.generator_step)
+    other = state.replace(
+        student=state.student.replace(params=jax.tree.map(lambda p: 1.5 * p, state.student.params))
+    )
+    a, b = (step(s, teacher).generator.opt_state[0].mu for s in (state, other))
+    assert any(jax.tree.leaves(differs(a, b)))
+
+
+def test_the_teacher_sees_the_images_that_the_student_sees(filled):
+    """What is remembered are the images with the teacher's logits for them."""
+    steps, state, teacher = filled
+    from dfkd_jax.classifiers import create_classifier
+
+    model = create_classifier("cnn_half", 10)
+    bank = state.replay
+    images = bank.images.reshape(-1, *bank.images.shape[2:])
+    logits, _ = model.apply(teacher, images, train=False)
+    np.testing.assert_allclose(logits, bank.logits.reshape(-1, 10), rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_outer_pass_over_theta_moves_the_running_statistics(filled):
+    steps, state, teacher = filled
+    after = {}
+    for variant in ("none", "exact", "first_order", "exact_hvp"):
+        config = tiny_config(**{"meta.variant": variant})
+        after[variant] = student_step(config, state).student.batch_stats
+    # The retention pass is at θ or at θ', on the same replayed images: it leaves no trace.
+    for variant in ("exact", "first_order", "exact_hvp"):
+        leaves_close(after[variant], after["none"], rtol=1e-5, atol=1e-6)
+    adversarial = student_step(tiny_config("adversarial"), state.replace(replay=(), recent=()))
+    leaves_close(after["none"], adversarial.student.batch_stats, rtol=1e-5, atol=1e-6)
+    joint = student_step(tiny_config(**{"meta.objective": "code"}), state).student.batch_stats
+    assert any(jax.tree.leaves(differs(joint, after["none"])))
+
+
+def test_generator_steps_leave_the_student_alone_and_student_steps_the_generator(filled):
+    steps, state, teacher = filled
+    generated = jax.jit(steps.generator_step)(state, teacher)
+    leaves_close(generated.student, state.student, rtol=0)
+    assert any(
+        jax.tree.leaves(differs(generated.generator.batch_stats, state.generator.batch_stats))
+    )
+    learned = jax.jit(steps.student_step)(state, teacher)
+    leaves_close(learned.generator, state.generator, rtol=0)
+
+
+@pytest.mark.parametrize("objective", ["paper", "code"])
+def test_an_empty_bank_adds_nothing(objective):
+    """Before the first push the update is that of no replay, finite and the same to rounding."""
+    fields = {"meta.objective": objective, "meta.inner_weight_decay": 0.1}
+    replayed = student_step(tiny_config(**fields))
+    config = tiny_config("adversarial")
+    plain = student_step(config)
+    assert float(replayed.totals.replayed_steps) == 0
+    assert float(replayed.totals.gradient_alignment) == 0
+    leaves_close(replayed.student.params, plain.student.params, rtol=1e-4, atol=1e-6)
+    leaves_close(replayed.student.batch_stats, plain.student.batch_stats, rtol=1e-4, atol=1e-6)
+
+
+def test_the_authors_code_is_joint_replay_in_effect(filled):
+    """objective "code" with the retention gradient cut: ∇ of the joint loss, whatever α is."""
+    _, state, _ = filled
+    results = [
+        student_step(
+            tiny_config(
+                **{"meta.objective": "code", "meta.variant": "detached", "meta.inner_lr": lr}
+            ),
+            state,
+        ).student.params
+        for lr in (0.0, 0.5)
+    ]
+    leaves_close(*results, rtol=1e-6, atol=1e-7)
+    exact = student_step(tiny_config(**{"meta.objective": "code"}), state).student.params
+    assert any(jax.tree.leaves(differs(exact, results[0])))
+
+
+def test_learning_rate_is_constant_within_an_epoch_and_follows_the_cosine():
+    config = tiny_config("adversarial", **{"student.momentum": 0.0, "student.weight_decay": 0.0})
+    optimizer = student_optimizer(config)
+    params, state = jnp.ones(()), None
+    state = optimizer.init(params)
+    per_epoch = config.iterations_per_epoch * config.student.steps
+    rates = []
+    for _ in range(config.epochs * per_epoch):
+        update, state = optimizer.update(jnp.ones(()), state, params)
+        rates.append(-float(update))
+    expected = [
+        0.5 * config.student.learning_rate * (1 + np.cos(np.pi * epoch / config.epochs))
+        for epoch in range(config.epochs)
+        for _ in range(per_epoch)
+    ]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def run_epochs(config, epochs, dtype=jnp.float32):
+    steps, state, teacher = build(config)
+    state, teacher = cast(state, dtype), cast(teacher, dtype)
+    epoch = create_epoch(config, steps)
+    history = []
+    for _ in range(epochs):
+        state, metrics = epoch(state, teacher)
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+@pytest.mark.parametrize("unit", ["epoch", "iteration"])
+def test_both_loops_give_the_same_numbers(unit):
+    fields = {"replay.push_unit": unit, "generator.steps": 2}
+    scanned, a = run_epochs(tiny_config(loop="scan", **fields), 2)
+    stepped, b = run_epochs(tiny_config(loop="step", **fields), 2)
+    assert int(scanned.replay.size) == int(stepped.replay.size) > 0
+    leaves_close(scanned, stepped, rtol=2e-3, atol=2e-4)
+    for x, y in zip(a, b, strict=True):
+        for name in x:
+            np.testing.assert_allclose(x[name], y[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("loop", ["scan", "step"])
+def test_an_epoch_never_touches_the_host(loop):
+    config = tiny_config(loop=loop)
+    steps, state, teacher = build(config)
+    epoch = create_epoch(config, steps)
+    with jax.transfer_guard("disallow"):
+        state, metrics = epoch(state, teacher)  # compiles
+        state, metrics = epoch(state, teacher)
+    assert set(metrics) >= {"acquisition_loss", "retention_loss", "generator_loss"}
+    assert all(isinstance(value, jax.Array) for value in metrics.values())
+
+
+def test_the_state_is_donated():
+    config = tiny_config(loop="scan")
+    steps, state, teacher = build(config)
+    images = state.replay.images
+    create_epoch(config, steps)(state, teacher)
+    assert images.is_deleted()
+
+
+def test_metrics_of_an_epoch_are_means_over_its_own_steps():
+    config = tiny_config(**{"replay.push_unit": "epoch"})
+    _, history = run_epochs(config, 2)
+    assert np.isnan(history[0]["retention_loss"]) and history[0]["replayed_steps"] == 0
+    assert history[1]["replayed_steps"] == config.iterations_per_epoch * config.student.steps
+    assert -1 <= history[1]["gradient_alignment"] <= 1
+    assert all(bool(record["finite"]) for record in history)
+
+
+def test_a_diverging_epoch_is_marked():
+    _, history = run_epochs(tiny_config(**{"student.learning_rate": 1e30}), 1)
+    assert not history[0]["finite"]
+
+
+def test_the_bank_holds_the_first_images_of_the_last_batch(filled):
+    steps, state, teacher = filled
+    newest = Batch(state.replay.images[1], state.replay.logits[1])
+    leaves_close(newest, state.recent, rtol=0)
