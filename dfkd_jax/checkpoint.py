@@ -22,6 +22,10 @@ class DamagedCheckpoint(Exception):
     """No checkpoint of a run can be read."""
 
 
+class SaveFailed(Exception):
+    """A checkpoint could not be written, for want of space or of permission."""
+
+
 def open_checkpoints(directory: str | os.PathLike, keep: int = 2) -> ocp.CheckpointManager:
     """The checkpoints of `directory`, made if missing; the newest `keep` are kept.
 
@@ -36,15 +40,22 @@ def save(manager: ocp.CheckpointManager, epoch: int, state: Any, history: Histor
     """Write the state after `epoch` epochs. The checkpoint before it stays until this one is whole.
 
     Raises:
-      OSError, ValueError: the file system refused (no space left); older checkpoints are untouched.
+      SaveFailed: the file system refused; older checkpoints are untouched.
     """
     record = {"history": history, "checksum": checksum(state)}
-    manager.save(
-        epoch,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-        ),
-    )
+    try:
+        manager.save(
+            epoch,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+            ),
+        )
+    except Exception as error:  # orbax and its storage each have errors of their own
+        reason = str(error).strip().split("\n")[0][:200]
+        raise SaveFailed(
+            f"Epoch {epoch} could not be saved in {manager.directory} ({reason}); "
+            "the checkpoints before it are untouched, and the same command goes on from them."
+        ) from error
 
 
 def restore_latest(
@@ -102,7 +113,7 @@ def checksum(tree: Any) -> int:
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        crc = zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).data, crc)
+        crc = zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8).data, crc)
     return crc
 
 

@@ -58,7 +58,6 @@ def _check_choices(config: ml_collections.ConfigDict) -> None:
 def _check_ranges(config: ml_collections.ConfigDict) -> None:
     at_least_one = (
         "epochs",
-        "batch_size",
         "iterations_per_epoch",
         "teacher.epochs",
         "teacher.batch_size",
@@ -86,6 +85,10 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         "meta.inner_lr",
         "meta.inner_weight_decay",
     )
+    if config.batch_size < 2:
+        raise ValueError(
+            f"config.batch_size is {config.batch_size}; allowed is 2 or more, for batch statistics."
+        )
     for field in at_least_one:
         if get(config, field) < 1:
             raise ValueError(f"config.{field} is {get(config, field)}; allowed is 1 or more.")
@@ -100,8 +103,6 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
             f"config.generator.channels is {tuple(config.generator.channels)}; "
             "allowed are two numbers of 1 or more."
         )
-    if config.batch_size < 2:
-        raise ValueError("config.batch_size is 1; allowed is 2 or more, for batch statistics.")
     if config.replay.kind != "none" and config.replay.entry_size > config.batch_size:
         raise ValueError(
             f"config.replay.entry_size is {config.replay.entry_size}; "

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
+from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
 from dfkd_jax.config import UserError
 from dfkd_jax.host_memory import keep_freed_memory
 from dfkd_jax.stop import Stopped
-from dfkd_jax.train import run
+from dfkd_jax.train import NonFiniteLoss, run
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration, and after a colon the method: configs/digits.py:mb-dfkd."
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str]) -> int | None:
     try:
         run(CONFIG.value, WORKDIR.value)
     except UserError as error:
-        return _fail(str(error), 2)
+        return _fail(str(error), 1 if isinstance(error, NonFiniteLoss) else 2)
+    except (DamagedCheckpoint, SaveFailed) as error:
+        return _fail(str(error), 1)
     except Stopped as stopped:
         print(f"{stopped} The same command goes on from there.")
     return None

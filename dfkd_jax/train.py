@@ -41,6 +41,7 @@ def run(
     Raises:
       UserError: the configuration cannot work, or the folder belongs to another one.
       NonFiniteLoss: training diverged; the checkpoint of the epoch before it is kept.
+      DamagedCheckpoint, SaveFailed: see `dfkd_jax.checkpoint`.
       Stopped: SIGTERM or Ctrl-C came; the same call goes on after the last finished epoch.
     """
     config_lib.check(config)
@@ -170,10 +171,7 @@ def _distil(
 
     manager = checkpoint.open_checkpoints(workdir / "checkpoints")
     state, history = jax.jit(steps.init)(jax.random.key(config.seed)), []
-    try:
-        restored = checkpoint.restore_latest(manager, state, lambda m: console.print(m, style="b"))
-    except checkpoint.DamagedCheckpoint as error:
-        raise UserError(str(error)) from error
+    restored = checkpoint.restore_latest(manager, state, partial(console.print, soft_wrap=True))
     if restored is not None:
         state, history = restored
     # A line may have been written for an epoch whose checkpoint was not, or was damaged.

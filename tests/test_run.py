@@ -176,8 +176,9 @@ def test_sigterm_saves_the_epoch_and_exits_cleanly(whole, environment, tmp_path)
     process = started(environment, tmp_path)
     rest = kill_after_epoch(process, 1, signal.SIGTERM)
     assert process.returncode == 0
-    assert "SIGTERM came; epoch 2 is saved. The same command goes on from there." in rest
-    assert len(results.read_metrics(tmp_path / "metrics.jsonl")) == 2
+    # The signal may come before or after the next epoch begins.
+    stopped = re.search(r"SIGTERM came; epoch (\d) is saved\. The same command goes on", rest)
+    assert len(results.read_metrics(tmp_path / "metrics.jsonl")) == int(stopped[1]) < EPOCHS
     assert run(environment, tmp_path).returncode == 0
     assert_same_run(whole[0], tmp_path)
 
