@@ -59,7 +59,10 @@ def save(manager: ocp.CheckpointManager, epoch: int, state: Any, history: Histor
 
 
 def restore_latest(
-    manager: ocp.CheckpointManager, abstract_state: Any, report: Callable[[str], None]
+    manager: ocp.CheckpointManager,
+    abstract_state: Any,
+    report: Callable[[str], None],
+    newest: int | None = None,
 ) -> tuple[Any, History] | None:
     """State and history of the newest checkpoint that is whole; None if there is none at all.
 
@@ -69,6 +72,7 @@ def restore_latest(
       manager: from `open_checkpoints`.
       abstract_state: the state, or its shapes and dtypes.
       report: called with one sentence per damaged checkpoint.
+      newest: look at no checkpoint of a later epoch.
 
     Raises:
       DamagedCheckpoint: there are checkpoints and none can be read.
@@ -76,6 +80,8 @@ def restore_latest(
     abstract_state = jax.tree.map(ocp.tree.to_shape_dtype_struct, abstract_state)
     damaged = []
     for epoch in sorted(manager.all_steps(), reverse=True):
+        if newest is not None and epoch > newest:
+            continue
         try:
             restored = manager.restore(
                 epoch,
@@ -100,6 +106,13 @@ def restore_latest(
             "remove that folder to start this run anew."
         )
     return None
+
+
+def forget_after(manager: ocp.CheckpointManager, epoch: int) -> None:
+    """Remove the checkpoints of later epochs, which will be written again."""
+    for step in manager.all_steps():
+        if step > epoch:
+            manager.delete(step)
 
 
 def _quiet() -> None:

@@ -50,7 +50,7 @@ def metrics_of(totals: Totals) -> dict[str, jax.Array]:
 
 
 def _start(state: DistillState) -> DistillState:
-    return state.replace(totals=Totals.zeros())
+    return state.replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
 
 
 def _scanned(config: ml_collections.ConfigDict, steps: Steps) -> Epoch:

@@ -21,6 +21,7 @@ _STREAMS = (
     "recall",
     "learn",
     "show",
+    "early",
 )
 
 
@@ -67,6 +68,7 @@ class DistillState:
     generator: Network
     replay: Any  # of the replay scheme; () without replay
     recent: Batch | tuple  # what the replay scheme observes next; () without replay
+    early: Batch  # generated after the first epoch, to measure what is forgotten since
     totals: Totals
 
 

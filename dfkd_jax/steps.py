@@ -56,6 +56,23 @@ class Steps(NamedTuple):
     observe_step: Step
     observes_after: tuple[bool, ...]  # for each student step of an iteration
     images: Callable[[DistillState, jax.Array], jax.Array]  # what the generator makes now
+    keep_early: Step  # keep a batch that the generator makes now, with the teacher's logits
+    early_agreement: Callable[[DistillState], jax.Array]  # on that batch, percent
+
+
+def over_seeds(steps: Steps) -> Steps:
+    """The same steps on states stacked along a first axis, one entry per seed."""
+
+    def step(function: Step) -> Step:
+        return jax.vmap(function, in_axes=(0, None))
+
+    return steps._replace(
+        init=jax.vmap(steps.init),
+        generator_step=step(steps.generator_step),
+        student_step=step(steps.student_step),
+        observe_step=step(steps.observe_step),
+        keep_early=step(steps.keep_early),
+    )
 
 
 def create_steps(
@@ -83,13 +100,13 @@ def create_steps(
             return Network(params, variables.get("batch_stats", {}), optimizers[name].init(params))
 
         images = jnp.zeros((2, *image_shape))
-        recent = ()
-        if replay is not None:
-            n = replay.observed_images
-            classes = jax.eval_shape(
-                lambda: models.student.init_with_output(key, images, train=True)[0][0]
-            ).shape[-1]
-            recent = Batch(jnp.zeros((n, *image_shape)), jnp.zeros((n, classes)))
+        classes = jax.eval_shape(
+            lambda: models.student.init_with_output(key, images, train=True)[0][0]
+        ).shape[-1]
+
+        def empty(n: int) -> Batch:
+            return Batch(jnp.zeros((n, *image_shape)), jnp.zeros((n, classes)))
+
         return DistillState(
             key=key,
             student_steps=jnp.zeros((), jnp.int32),
@@ -99,7 +116,8 @@ def create_steps(
                 "generator", models.generator, jnp.zeros((2, config.generator.latent_dim))
             ),
             replay=() if replay is None else replay.init(stream(key, "init_replay")),
-            recent=recent,
+            recent=() if replay is None else empty(replay.observed_images),
+            early=empty(batch_size),
             totals=Totals.zeros(),
         )
 
@@ -261,8 +279,28 @@ def create_steps(
         )
         return state.replace(replay=observed)
 
+    def keep_early(state: DistillState, teacher_variables: Variables) -> DistillState:
+        images = generated(state, stream(state.key, "early"))
+        return state.replace(early=Batch(images, teacher_of(teacher_variables)(images)[0]))
+
+    def early_agreement(state: DistillState) -> jax.Array:
+        """Percent of the early images that student (evaluation mode) and teacher call the same."""
+        variables = {"params": state.student.params, "batch_stats": state.student.batch_stats}
+        logits, _ = models.student.apply(variables, state.early.images, train=False)
+        same = jnp.argmax(logits, axis=-1) == jnp.argmax(state.early.logits, axis=-1)
+        return 100.0 * jnp.mean(same)
+
     observes_after = (False,) * config.student.steps if replay is None else replay.observes_after
-    return Steps(init, generator_step, student_step, observe_step, observes_after, generated)
+    return Steps(
+        init,
+        generator_step,
+        student_step,
+        observe_step,
+        observes_after,
+        generated,
+        keep_early,
+        early_agreement,
+    )
 
 
 def _descend(

@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from flax import struct
+from rich.console import Console
 
 from dfkd_jax import checkpoint, results
 from dfkd_jax.data import DatasetSpec, Split, normalize
-from dfkd_jax.evaluate import Accuracy
+from dfkd_jax.evaluate import Accuracy, create_accuracy
+from dfkd_jax.progress import TEACHER_FIELDS, Progress
+from dfkd_jax.stop import Stopped
 
 CARD = "teacher.json"
 WEIGHTS = "weights"
@@ -210,3 +213,55 @@ def train_teacher(
         "epochs": len(history),
         "seconds": sum(r["seconds"] for r in history),
     }
+
+
+def obtain_teacher(
+    config: ml_collections.ConfigDict,
+    model: Any,
+    spec: DatasetSpec,
+    load: Callable[[str], Split],
+    test: Split,
+    workdir: Path,
+    console: Console,
+    stop_requested: Callable[[], str | None],
+) -> Variables:
+    """Load the teacher from its checkpoint, or train and save it in `workdir`/teacher.
+
+    Raises:
+      ValueError: see `load_teacher`.
+      Stopped: asked to stop while training; the epochs so far are saved.
+    """
+    directory = Path(config.teacher.checkpoint or workdir / "teacher")
+    if not is_teacher(directory):
+        fields = {"fields": TEACHER_FIELDS, "console": console}
+        with Progress(config.teacher.epochs, description="teacher", **fields) as progress:
+            progress.log(
+                f"There is no teacher in {directory}: training {config.teacher.model} on the "
+                f"training split of {config.dataset.name}. "
+                "Nothing else in this run reads real training data."
+            )
+            trained = train_teacher(
+                config.teacher,
+                model,
+                load("train"),
+                spec,
+                create_accuracy(model, test, spec),
+                directory,
+                report=progress.update,
+                log=progress.log,
+                stop_requested=stop_requested,
+            )
+        if trained is None:
+            raise Stopped(f"{stop_requested()} came while training the teacher.")
+        variables, record = trained
+        card = {
+            "model": config.teacher.model,
+            "num_classes": spec.num_classes,
+            "image_shape": spec.image_shape,
+            "dataset": config.dataset.name,
+            "mean": spec.mean,
+            "std": spec.std,
+            **record,
+        }
+        save_teacher(directory, variables, card)
+    return load_teacher(directory, model, spec.image_shape)
