@@ -77,5 +77,13 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     replay.push_period = 5  # one push every so many
     replay.push_unit = "epoch"  # or iteration
     replay.mix = False  # False: replay one stored entry; True: images of all entries, mixed
+    # Of generative replay, which learns from batch_size // 2 images at a time:
+    replay.observe_steps = 4  # it learns after the first so many student steps of an iteration
+    replay.vae_learning_rate = 0.02 / 40  # Adam, encoder and memory generator
+    replay.kl_weight = 1e-5  # of the divergence of the latents from N(0, I)
+    replay.recall_steps = 1  # Adam steps on the latents of a retention batch
+    replay.recall_learning_rate = 0.02
+    replay.recall_information_entropy = 5.0  # ie of the recall, Σ p̄ log10 p̄
+    replay.recall_one_hot = 1.0  # oh of the recall, CE(T(x̂_m), argmax T(x̂_m))
 
     return apply_method(config, method)

@@ -68,6 +68,7 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         "replay.capacity",
         "replay.entry_size",
         "replay.push_period",
+        "replay.observe_steps",
     )
     positive = (
         "teacher.learning_rate",
@@ -75,6 +76,8 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         "generator.learning_rate",
         "loss.distance_temperature",
         "loss.adversarial_temperature",
+        "replay.vae_learning_rate",
+        "replay.recall_learning_rate",
     )
     not_negative = (
         "seed",
@@ -84,6 +87,10 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         "student.weight_decay",
         "meta.inner_lr",
         "meta.inner_weight_decay",
+        "replay.kl_weight",
+        "replay.recall_steps",
+        "replay.recall_information_entropy",
+        "replay.recall_one_hot",
     )
     if config.batch_size < 2:
         raise ValueError(
@@ -107,6 +114,11 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"config.replay.entry_size is {config.replay.entry_size}; "
             f"allowed is at most config.batch_size, {config.batch_size}."
+        )
+    if config.replay.kind == "generative" and config.replay.entry_size < 2:
+        raise ValueError(
+            f"config.replay.entry_size is {config.replay.entry_size}; generative replay needs 2 or "
+            "more, for the variance over the recalled batch."
         )
 
 

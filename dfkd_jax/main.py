@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from dfkd_jax import command_line
 from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str]) -> int | None:
     del arguments
     if WORKDIR.value is None:
         return fail("--workdir is missing; give the folder for this run's results.", 2)
+    logging.set_verbosity(logging.WARNING)  # JAX reports every backend that it does not find
     keep_freed_memory()
     try:
         run(CONFIG.value, WORKDIR.value)
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str]) -> int | None:
         return fail(str(error), 1 if isinstance(error, NonFiniteLoss) else 2)
     except (DamagedCheckpoint, SaveFailed) as error:
         return fail(str(error), 1)
+    except OSError as error:
+        return fail(f"{error}; the epochs that were reported are saved.", 1)
     except Stopped as stopped:
         print(f"{stopped} The same command goes on from there.")
     return None

@@ -19,6 +19,17 @@ METHODS: dict[str, dict] = {
     "lra-mb": {"replay.kind": "memory_bank", "meta.variant": "exact"},
     # Joint replay of a memory bank (Binici et al., WACV 2022).
     "mb-dfkd": {"replay.kind": "memory_bank", "meta.variant": "none"},
+    # LRA with generative replay in place of the bank: "Ours-2" of the paper.
+    "lra-gr": {"replay.kind": "generative", "meta.variant": "exact"},
+    # Joint generative replay (Binici et al., AAAI 2022).
+    "pre-dfkd": {"replay.kind": "generative", "meta.variant": "none"},
+    # What the authors' code for lra-mb computes in effect: its inner model is detached from the
+    # student, so only the joint loss on [x̂; x̂_m] reaches θ.
+    "lra-mb-detached": {
+        "replay.kind": "memory_bank",
+        "meta.objective": "code",
+        "meta.variant": "detached",
+    },
     # The same generator and student without any replay.
     "adversarial": _NO_REPLAY,
     # Data-free learning of student networks (Chen et al., ICCV 2019).

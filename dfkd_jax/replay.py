@@ -97,7 +97,16 @@ def _memory_bank(
     )
 
 
+def _generative(
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], num_classes: int
+) -> ReplayScheme:
+    from dfkd_jax import generative_replay  # it imports this module
+
+    return generative_replay.create_generative_replay(config, image_shape, num_classes)
+
+
 SCHEMES: dict[str, Callable[..., ReplayScheme | None]] = {
     "none": lambda config, image_shape, num_classes: None,
     "memory_bank": _memory_bank,
+    "generative": _generative,
 }

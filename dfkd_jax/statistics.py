@@ -69,7 +69,9 @@ def paired_difference(
     Pairing takes out what a seed does to both, so the interval is often far narrower than those of
     the two means. It is not corrected for the number of comparisons that a table makes.
     """
-    common = [key for key in values if _is_measured(values[key]) and _is_measured(baseline.get(key))]
+    common = [
+        key for key in values if _is_measured(values[key]) and _is_measured(baseline.get(key))
+    ]
     differences = [values[key] - baseline[key] for key in common]
     mean, half_width, n = mean_interval(differences, confidence)
     if n < 2:
@@ -80,9 +82,7 @@ def paired_difference(
     return Difference(mean, half_width, float(2 * stats.t.sf(abs(mean) / error, n - 1)), n)
 
 
-def band(
-    runs: Sequence[Mapping[int, float | None]], confidence: float = CONFIDENCE
-) -> Band:
+def band(runs: Sequence[Mapping[int, float | None]], confidence: float = CONFIDENCE) -> Band:
     """Mean and interval at each epoch over runs, given as epoch ↦ value.
 
     Runs of unequal length count where they have a value; epochs that none has are left out.

@@ -1,0 +1,236 @@
+"""Command line: several methods, several seeds, one teacher, and a report.
+
+`python -m dfkd_jax.compare --config=configs/digits.py --methods=mb-dfkd,lra-mb --seeds=5
+--workdir=DIR` runs every combination in DIR/runs/LABEL/seedN and writes the report to DIR. The same
+command goes on where it was stopped.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from dfkd_jax import command_line, report, results, run_folders
+from dfkd_jax import config as config_lib
+from dfkd_jax.child_process import in_child, run_seeds, train_teacher
+from dfkd_jax.command_line import CONFIG, FLAG_ERRORS, WORKDIR, fail
+from dfkd_jax.config import UserError
+from dfkd_jax.meta import VARIANTS
+from dfkd_jax.methods import METHODS
+from dfkd_jax.overall_progress import OverallProgress
+from dfkd_jax.stop import Stopped, stop_requests
+from dfkd_jax.teacher import is_teacher
+from dfkd_jax.train import method_names
+
+METHODS_FLAG = flags.DEFINE_list("methods", [], f"Methods: {', '.join(METHODS)}.")
+GRADIENTS = flags.DEFINE_list("gradients", ["exact"], f"Of meta methods: {', '.join(VARIANTS)}.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from config.seed on.")
+BASELINE = flags.DEFINE_string("baseline", None, "Label to compare with; mb-dfkd by default.")
+VECTORIZE = flags.DEFINE_boolean("vectorize_seeds", False, "All seeds of a method at once.")
+flags.adopt_module_key_flags(command_line)  # --help shows them
+
+# Fields that a comparison sets itself, and the flag that sets them.
+RESERVED = {"method": "--methods", "meta.variant": "--gradients"}
+
+
+class Combination(NamedTuple):
+    """A method with a gradient, to run with every seed."""
+
+    label: str
+    config: ml_collections.ConfigDict  # with the first seed
+
+
+class Job(NamedTuple):
+    """What one child process does: a combination with one seed, or with several at once."""
+
+    label: str
+    config: ml_collections.ConfigDict
+    seeds: list[int]
+    workdirs: list[Path]
+
+    @property
+    def name(self) -> str:
+        """For messages: `lra-mb_exact, seed 3`."""
+        seeds = ", ".join(map(str, self.seeds))
+        return f"{self.label}, seed{'s' if len(self.seeds) > 1 else ''} {seeds}"
+
+    @property
+    def log(self) -> Path:
+        """The file for what the child prints."""
+        return self.workdirs[0] / "log.txt"
+
+
+def combinations(
+    methods: Sequence[str], gradients: Sequence[str], workdir: Path
+) -> list[Combination]:
+    """The configurations to run, from the command line's --config and its fields.
+
+    A method that is joint or without replay has one gradient, its own; others get each of
+    `gradients`. Without config.teacher.checkpoint their teacher is the one in `workdir`/teacher.
+
+    Raises:
+      UserError: an unknown or no method or gradient, or a field that cannot work.
+    """
+    _check_names("--methods", methods, METHODS)
+    _check_names("--gradients", gradients, VARIANTS)
+    for field, flag in RESERVED.items():
+        if field in config_flags.get_override_values(flags.FLAGS[CONFIG.name]):
+            raise UserError(f"--config.{field} is set by {flag} in a comparison; give that.")
+    found: dict[str, Combination] = {}
+    try:
+        load = command_line.configurations()
+        for method in dict.fromkeys(methods):
+            own = load(method).meta.variant
+            for gradient in [own] if own in run_folders.JOINT else gradients:
+                config = load(method)
+                config.meta.variant = gradient
+                config_lib.check(config)
+                if config.teacher.checkpoint is None:
+                    config.teacher.checkpoint = str((workdir / "teacher").resolve())
+                    if is_teacher(config.teacher.checkpoint):
+                        config_lib.check(config)
+                label = run_folders.label(method, gradient, config.meta.objective)
+                found[label] = Combination(label, config)
+    except FLAG_ERRORS as error:
+        raise UserError(command_line.sentence(error)) from error
+    return list(found.values())
+
+
+def _check_names(flag: str, names: Sequence[str], allowed: Sequence[str]) -> None:
+    wrong = [name for name in names if name not in allowed]
+    if wrong or not names:
+        given = repr(wrong[0]) if wrong else "empty"
+        raise UserError(f"{flag} is {given}; allowed are {', '.join(allowed)}.")
+
+
+def plan(
+    found: Sequence[Combination], seeds: int, workdir: Path, together: bool = False
+) -> tuple[list[Job], int]:
+    """The jobs still to do, and how many runs are finished.
+
+    Args:
+      found: what to run.
+      seeds: how many, counted from the configuration's own; at least 1.
+      workdir: of the comparison.
+      together: the seeds of a combination are one job.
+
+    Raises:
+      UserError: `seeds` is too small, or a folder holds another run.
+    """
+    if seeds < 1:
+        raise UserError(f"--seeds is {seeds}; allowed is 1 or more.")
+    jobs, finished = [], 0
+    for label, config in found:
+        todo = {}
+        first = config.seed
+        for seed in range(first, first + seeds):
+            folder = workdir / "runs" / label / f"seed{seed}"
+            own = config.copy_and_resolve_references()
+            own.seed = seed
+            if run_folders.is_finished(own, folder):
+                finished += 1
+            else:
+                todo[seed] = folder
+        if together and todo:
+            jobs.append(Job(label, config, list(todo), list(todo.values())))
+        elif todo:
+            jobs += [Job(label, config, [seed], [folder]) for seed, folder in todo.items()]
+    return jobs, finished
+
+
+def compare(jobs: Sequence[Job], finished: int, workdir: Path) -> list[str]:
+    """Train the teacher if there is none, then do the jobs, each in a process of its own.
+
+    Args:
+      jobs: as from `plan`.
+      finished: how many runs were finished before, for the display.
+      workdir: of the comparison.
+
+    Returns:
+      The names of the jobs that failed; the sentence why is in their folders.
+
+    Raises:
+      UserError: there is no teacher, and none could be trained.
+      Stopped: SIGTERM or Ctrl-C came; the same jobs go on.
+    """
+    total = finished + sum(len(job.seeds) for job in jobs)
+    failed = []
+    with stop_requests() as stop_requested:
+        if jobs:
+            _obtain_teacher(jobs[0].config, workdir, stop_requested)
+        with OverallProgress(total, finished) as progress:
+            if finished:
+                progress.log(f"{finished} of {total} runs are finished already.")
+            for job in jobs:
+                for folder in job.workdirs:
+                    (folder / run_folders.FAILURE).unlink(missing_ok=True)
+                progress.start(job.name, job.workdirs[0], job.config.epochs, len(job.seeds))
+                started = time.monotonic()
+                arguments = (job.config, job.workdirs, job.seeds)
+                outcome = in_child(run_seeds, arguments, job.log, stop_requested, progress.poll)
+                if not outcome.finished and stop_requested():
+                    raise Stopped(f"{stop_requested()} came; {job.name} is not finished.")
+                if not outcome.finished:
+                    failed.append(job.name)
+                    _record_failure(job, outcome.sentence)
+                progress.finish(job.name, time.monotonic() - started, outcome)
+                if stop_requested():
+                    raise Stopped(f"{stop_requested()} came; {job.name} is finished.")
+    return failed
+
+
+def _obtain_teacher(
+    config: ml_collections.ConfigDict, workdir: Path, stop_requested: Callable[[], str | None]
+) -> None:
+    """Train the common teacher if there is none."""
+    if is_teacher(config.teacher.checkpoint):
+        return
+    own = config.copy_and_resolve_references()
+    own.teacher.checkpoint = None
+    log = workdir / "teacher.log"
+    print(f"Training the teacher that all runs share ({log}).", flush=True)
+    outcome = in_child(train_teacher, (own, workdir), log, stop_requested)
+    if stop_requested():
+        raise Stopped(f"{stop_requested()} came while training the teacher.")
+    if not outcome.finished:
+        raise UserError(f"The teacher could not be trained: {outcome.sentence}")
+
+
+def _record_failure(job: Job, sentence: str) -> None:
+    for seed, folder in zip(job.seeds, job.workdirs, strict=True):
+        if not (folder / "summary.json").exists():
+            names = {**method_names(job.config), "seed": seed, "failure": sentence}
+            results.write_json(folder / run_folders.FAILURE, names)
+
+
+def main(arguments: Sequence[str]) -> int | None:
+    """Run what the flags ask for; the exit code."""
+    del arguments
+    if WORKDIR.value is None:
+        return fail("--workdir is missing; give the folder for the comparison's results.", 2)
+    workdir = Path(WORKDIR.value).absolute()
+    try:
+        found = combinations(METHODS_FLAG.value, GRADIENTS.value, workdir)
+        if BASELINE.value is not None:
+            report.choose_baseline([c.label for c in found], BASELINE.value)
+        jobs, finished = plan(found, SEEDS.value, workdir, VECTORIZE.value)
+    except UserError as error:
+        return fail(str(error), 2)
+    try:
+        failed = compare(jobs, finished, workdir)
+        print(report.write([workdir], baseline=BASELINE.value))
+    except (UserError, OSError) as error:
+        return fail(str(error), 1)
+    except Stopped as stopped:
+        print(f"{stopped} The same command goes on from there.")
+        return None
+    print(f"files in {workdir}")
+    return fail(f"{len(failed)} failed: {'; '.join(failed)}.", 1) if failed else None
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line.parse_flags)

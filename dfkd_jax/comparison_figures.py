@@ -1,0 +1,251 @@
+"""Figures that set methods against each other: curves over the epochs, final accuracies.
+
+A label keeps its colour and marker in every figure. Dashed with hollow markers: joint replay or
+none; solid and filled: a meta-gradient. Bands and bars are 95 % intervals over seeds.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dfkd_jax.figures import BLUE, GREEN, GREY, ORANGE, PURPLE
+from dfkd_jax.results import ACCURACY, replacing
+from dfkd_jax.run_folders import Run, is_joint
+from dfkd_jax.statistics import band, mean_interval
+
+Groups = Mapping[str, Sequence[Run]]  # the finished runs of each label
+
+# Okabe and Ito's, without the yellow that white paper swallows.
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#222222")
+MARKERS = "osD^vPX<>p"
+SCHEMES = {"memory_bank": "memory bank", "generative": "generative replay", "none": "no replay"}
+
+
+class Style(NamedTuple):
+    """How a label is drawn."""
+
+    color: str
+    marker: str
+    joint: bool
+
+
+def learning_evolution(groups: Groups, path: str | os.PathLike) -> None:
+    """Draw mean test accuracy per epoch for each label, the teacher's dashed.
+
+    Args:
+      groups: label ↦ its finished runs; at least one.
+      path: the file, replaced atomically; its ending sets the format (.png, .pdf, .svg).
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    figure, axes = _single("accuracy on the test set over the epochs", "top-1, %")
+    _curves(axes, groups, ACCURACY, _styles(groups))
+    _teachers(axes, groups)
+    _legend(figure, [axes])
+    _save(figure, path)
+
+
+def replay_schemes(groups: Groups, path: str | os.PathLike) -> None:
+    """Draw accuracy per epoch in one panel for each replay scheme; arguments as above."""
+    styles = _styles(groups)
+    kinds = {kind: None for kind in ("memory_bank", "generative")}  # shown even without runs
+    for runs in groups.values():
+        kinds.setdefault(runs[0].summary.get("replay", "none"))
+    kinds = [*(kind for kind in kinds if kind != "none"), *(k for k in kinds if k == "none")]
+    figure = _figure(max(4.2 * len(kinds), 7) + 1.5, 4.2)
+    panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        _panel(axes, SCHEMES.get(kind, kind.replace("_", " ")), "")
+        shown = {n: r for n, r in groups.items() if r[0].summary.get("replay", "none") == kind}
+        if shown:
+            _curves(axes, shown, ACCURACY, styles)
+        else:
+            _say(axes, "no runs")
+        _teachers(axes, groups)
+    panels[0].set_ylabel("top-1 on the test set, %")
+    measured = [v for runs in groups.values() for run in runs for v in _curve(run, ACCURACY)]
+    _limits(panels[0], measured, upper=100)
+    _legend(figure, panels)
+    _save(figure, path)
+
+
+def alignment(groups: Groups, path: str | os.PathLike) -> None:
+    """Draw the cosine of the two tasks' gradients per epoch; arguments as above."""
+    title = "alignment of the gradients of acquisition and retention"
+    figure, axes = _single(title, r"$\cos(\nabla L_{acq},\,\nabla L_{ret})$")
+    axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
+    _curves(axes, groups, "gradient_alignment", _styles(groups), lower=-1, upper=1)
+    _legend(figure, [axes])
+    _save(figure, path)
+
+
+def forgetting(groups: Groups, path: str | os.PathLike) -> None:
+    """Draw agreement with the teacher on early generated images; arguments as above."""
+    title = "agreement with the teacher on images generated early in the run"
+    figure, axes = _single(title, "same class, %")
+    _curves(axes, groups, "early_agreement", _styles(groups), lower=0, upper=100)
+    _legend(figure, [axes])
+    _save(figure, path)
+
+
+def final_accuracy(groups: Groups, path: str | os.PathLike) -> None:
+    """Draw the last epoch's accuracy of each seed, mean and interval; arguments as above."""
+    figure = _figure(8, 1.4 + 0.42 * len(groups))
+    axes = figure.subplots()
+    axes.set_title("accuracy after the last epoch", fontsize=10, loc="left", weight="bold")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    finals = {n: [run.summary.get("final_accuracy") for run in r] for n, r in groups.items()}
+    for row, (name, style) in enumerate(_styles(groups).items()):
+        values = np.array([np.nan if v is None else v for v in finals[name]], float)
+        # Apart, so that the bar does not cover the dots.
+        axes.plot(values, np.full(len(values), row + 0.16), "o", color=style.color, alpha=0.6, ms=4)
+        mean, half_width, _ = mean_interval(values)
+        error = None if np.isnan(half_width) else [half_width]
+        fill = "white" if style.joint else style.color
+        shape = {"fmt": style.marker, "color": style.color, "markerfacecolor": fill}
+        axes.errorbar([mean], [row - 0.12], xerr=error, markersize=7, capsize=3, lw=1.6, **shape)
+    measured = [value for values in finals.values() for value in values if value is not None]
+    low, high = axes.get_xlim()
+    if measured:  # two seeds can have an interval wider than the scale
+        span = max(np.ptp(measured), 1.0)
+        axes.set_xlim(max(low, min(measured) - span, -1), min(high, max(measured) + span, 101))
+    axes.set_yticks(range(len(finals)), list(finals))
+    axes.set_ylim(len(finals) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("top-1 on the test set, %; small dots: seeds, bar: mean and 95 % interval")
+    _save(figure, path)
+
+
+def _styles(groups: Groups) -> dict[str, Style]:
+    return {
+        name: Style(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], is_joint(runs[0]))
+        for i, (name, runs) in enumerate(groups.items())
+    }
+
+
+def _curve(run: Run, key: str) -> list[float]:
+    return [record[key] for record in run.history if record.get(key) is not None]
+
+
+def _curves(
+    axes: Axes,
+    groups: Groups,
+    key: str,
+    styles: Mapping[str, Style],
+    lower: float = 0.0,
+    upper: float = 100.0,
+) -> None:
+    """Draw mean and band of each label, or say in the legend that nothing was measured."""
+    missing, measured = [], []
+    for i, (name, runs) in enumerate(groups.items()):
+        curve = band([{record["epoch"]: record.get(key) for record in r.history} for r in runs])
+        style = styles[name]
+        if not len(curve.epochs):
+            missing.append(name)
+            continue
+        measured += [value for run in runs for value in _curve(run, key)]
+        every = max(len(curve.epochs) // 10, 1)
+        axes.plot(
+            curve.epochs,
+            curve.mean,
+            color=style.color,
+            linestyle=(0, (4, 1.6)) if style.joint else "-",
+            linewidth=1.6,
+            marker=style.marker,
+            markersize=5,
+            markerfacecolor="white" if style.joint else style.color,
+            # Shifted, or the markers of close curves would cover each other.
+            markevery=(i % every if len(curve.epochs) > every else 0, every),
+            label=name,
+        )
+        low, high = curve.mean - curve.half_width, curve.mean + curve.half_width
+        low, high = np.clip(low, lower, upper), np.clip(high, lower, upper)
+        axes.fill_between(curve.epochs, low, high, color=style.color, alpha=0.13, linewidth=0)
+    if not measured:
+        _say(axes, "not measured in any of the runs")
+    for name in missing:
+        axes.plot([], [], linestyle="none", label=f"{name}: not measured")
+    _limits(axes, measured, lower, upper)
+
+
+def _limits(
+    axes: Axes, measured: Sequence[float], lower: float = 0.0, upper: float = 100.0
+) -> None:
+    """Fit the values, not the bands, which few seeds make very wide."""
+    if measured:
+        low, high = min(measured), max(measured)
+        margin = max(0.06 * (high - low), 0.01 * (upper - lower))
+        axes.set_ylim(max(low - margin, lower - margin), min(high + margin, upper + margin))
+
+
+def _teachers(axes: Axes, groups: Groups) -> None:
+    """One dashed line for each accuracy a teacher had; usually there is one teacher."""
+    found = {run.summary.get("teacher_accuracy") for runs in groups.values() for run in runs}
+    for accuracy in sorted(found - {None}):
+        axes.axhline(
+            accuracy,
+            color=GREY,
+            linestyle=(0, (1.5, 1.5)),
+            linewidth=1.3,
+            label=f"teacher {accuracy:.2f}",
+            zorder=1,
+        )
+        low, high = axes.get_ylim()
+        margin = 0.02 * (high - low)
+        axes.set_ylim(min(low, accuracy - margin), max(high, accuracy + margin))
+
+
+def _single(title: str, unit: str) -> tuple[Figure, Axes]:
+    figure = _figure(9, 4.6)
+    axes = figure.subplots()
+    _panel(axes, title, unit)
+    return figure, axes
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    return figure
+
+
+def _panel(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left", weight="bold")
+    axes.set_ylabel(unit)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _say(axes: Axes, words: str) -> None:
+    axes.text(0.5, 0.5, words, color=GREY, transform=axes.transAxes, ha="center", va="center")
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend beside the panels, where it cannot cover a curve."""
+    entries = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    # The teacher last, however many panels come before.
+    names = sorted(entries, key=lambda name: name.startswith("teacher "))
+    handles = [entries[name] for name in names]
+    figure.legend(
+        handles, names, loc="outside right upper", fontsize=8, frameon=False, handlelength=3.2
+    )
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    kind = Path(path).suffix.removeprefix(".") or "png"
+    with replacing(path) as file:
+        figure.savefig(file, format=kind, dpi=150)

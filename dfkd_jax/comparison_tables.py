@@ -1,0 +1,200 @@
+"""The tables of a comparison: means over seeds, differences to a baseline, rows for CSV files."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dfkd_jax.report_page import Table
+from dfkd_jax.run_folders import Run
+from dfkd_jax.statistics import Difference, Interval, mean_interval, paired_difference
+
+ABSENT = "–"
+
+
+class Measure(NamedTuple):
+    """A number of `summary.json` that the tables show."""
+
+    key: str
+    title: str
+    meaning: str
+    scale: float = 1.0  # from the summary's unit to the table's
+    decimals: int = 2
+    of_cost: bool = False  # shown without an interval
+    paired: bool = False  # compared with the baseline
+
+
+MEASURES = (
+    Measure(
+        "mean_accuracy",
+        "μ ↑ (%)",
+        "the mean of the student's test accuracy over all epochs of a run: how much it knows all "
+        "along, which counts where no test data says when to stop",
+        paired=True,
+    ),
+    Measure(
+        "accuracy_variance",
+        "σ² ↓ (%²)",
+        "the variance of that accuracy over the epochs of a run (divided by their number), "
+        "averaged over seeds: slow learning and forgetting both raise it",
+        paired=True,
+    ),
+    Measure("max_accuracy", "Acc_max ↑ (%)", "the best epoch's test accuracy"),
+    Measure("final_accuracy", "final ↑ (%)", "the last epoch's test accuracy", paired=True),
+    Measure(
+        "seconds_per_student_step",
+        "s / student step ↓",
+        "seconds of one update of the student, compilation apart, mean over seeds",
+        decimals=5,
+        of_cost=True,
+    ),
+    Measure(
+        "peak_memory_bytes",
+        "peak memory ↓ (MiB)",
+        "the most memory the run held (of the device; on CPU of the process), mean over seeds; of seeds "
+        "run at once, that of all of them together",
+        scale=2**-20,
+        decimals=0,
+        of_cost=True,
+    ),
+)
+
+EXPLANATIONS = (
+    *((measure.title, measure.meaning + ".") for measure in MEASURES),
+    (
+        "±",
+        "half the width of the 95 % interval of the mean over seeds, by Student's t; "
+        f"{ABSENT} with a single seed.",
+    ),
+    (
+        "paired difference",
+        "label minus baseline on the same seeds and the same teacher, its mean with a 95 % "
+        "t-interval and the two-sided p-value of the paired t-test. * marks an interval that "
+        "excludes 0. No correction is made for the number of comparisons.",
+    ),
+)
+
+
+class Aggregate(NamedTuple):
+    """What the runs of one label come to."""
+
+    label: str
+    seeds: list[int]
+    intervals: dict[str, Interval]  # by the measure's key, in the table's unit
+    differences: dict[str, Difference] | None  # to the baseline; None for the baseline itself
+
+
+def aggregate(groups: Mapping[str, Sequence[Run]], baseline: str) -> list[Aggregate]:
+    """Means with intervals over seeds, and differences to the baseline on common seeds."""
+
+    def by_seed(name: str, measure: Measure) -> dict[int, float | None]:
+        values = {run.seed: run.summary.get(measure.key) for run in groups[name]}
+        return {s: None if v is None else v * measure.scale for s, v in values.items()}
+
+    def one(name: str) -> Aggregate:
+        values = {measure.key: by_seed(name, measure) for measure in MEASURES}
+        paired = [measure for measure in MEASURES if measure.paired]
+        return Aggregate(
+            name,
+            sorted(run.seed for run in groups[name]),
+            {key: mean_interval(of_seeds.values()) for key, of_seeds in values.items()},
+            None
+            if name == baseline
+            else {m.key: paired_difference(values[m.key], by_seed(baseline, m)) for m in paired},
+        )
+
+    return [one(name) for name in groups]
+
+
+def means_table(aggregates: Sequence[Aggregate]) -> Table:
+    """One row per label: each measure's mean, with its interval where seeds say something of it."""
+
+    def cell(measure: Measure, interval: Interval) -> str:
+        mean = _number(interval.mean, measure.decimals)
+        if measure.of_cost or mean == ABSENT:
+            return mean
+        return f"{mean} ± {_number(interval.half_width, measure.decimals)}"
+
+    rows = [
+        [a.label, str(len(a.seeds)), *(cell(m, a.intervals[m.key]) for m in MEASURES)]
+        for a in aggregates
+    ]
+    return Table("Means over seeds", ["label", "seeds", *(m.title for m in MEASURES)], rows)
+
+
+def differences_table(aggregates: Sequence[Aggregate], baseline: str) -> Table:
+    """One row per label but the baseline: mean, interval and p-value of each paired measure."""
+    paired = [measure for measure in MEASURES if measure.paired]
+
+    def cell(measure: Measure, d: Difference) -> str:
+        if not d.count or d.count < 2:
+            return _number(d.mean, measure.decimals, signed=True)
+        low, high = (_number(d.mean + s * d.half_width, measure.decimals, True) for s in (-1, 1))
+        p = "p < 0.001" if d.p_value < 0.001 else f"p = {d.p_value:.3f}"
+        mark = " *" if d.excludes_zero else ""
+        return f"{_number(d.mean, measure.decimals, True)} [{low}, {high}], {p}{mark}"
+
+    rows = [
+        [
+            a.label,
+            str(a.differences[paired[0].key].count),
+            *(cell(measure, a.differences[measure.key]) for measure in paired),
+        ]
+        for a in aggregates
+        if a.differences is not None
+    ]
+    header = ["label", "common seeds", *(f"Δ {measure.title}" for measure in paired)]
+    return Table(f"Paired differences to {baseline}", header, rows)
+
+
+def _number(value: float, decimals: int, signed: bool = False) -> str:
+    if value != value:
+        return ABSENT
+    return f"{value:{'+' if signed else ''}.{decimals}f}"
+
+
+def run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One row per run, finished or failed, in the units of `summary.json`."""
+    names = ("method", "replay", "gradient", "objective", "dataset", "teacher", "student")
+    numbers = ("epochs", *(measure.key for measure in MEASURES), "teacher_accuracy", "seconds")
+    return [
+        {
+            "label": run.label,
+            "seed": run.seed,
+            **{name: run.summary.get(name) for name in names},
+            "status": "finished" if run.failure is None else "failed",
+            **{key: run.summary.get(key) for key in numbers},
+            "failure": run.failure,
+            "folder": str(run.folder),
+        }
+        for run in runs
+    ]
+
+
+def summary_rows(aggregates: Sequence[Aggregate], baseline: str) -> list[dict[str, Any]]:
+    """One row per label with what both tables show, unrounded, in the units of `summary.json`."""
+
+    def row(a: Aggregate) -> dict[str, Any]:
+        cells: dict[str, Any] = {"label": a.label, "seeds": len(a.seeds), "baseline": baseline}
+        for measure in MEASURES:
+            # In the summary's unit, as the key says.
+            mean, half_width, _ = a.intervals[measure.key]
+            cells[measure.key] = mean / measure.scale
+            cells[f"{measure.key}_half_width"] = half_width / measure.scale
+        for measure in (m for m in MEASURES if m.paired):
+            found = a.differences[measure.key]._asdict() if a.differences else {}
+            for name in Difference._fields:
+                suffix = {"mean": "difference", "count": "pairs"}.get(name, f"difference_{name}")
+                cells[f"{measure.key}_{suffix}"] = found.get(name)
+        return {key: None if value != value else value for key, value in cells.items()}
+
+    return [row(a) for a in aggregates]
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows, at least one and all with the same keys, as CSV with a header; None is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

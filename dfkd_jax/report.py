@@ -1,0 +1,130 @@
+"""Command line: `python -m dfkd_jax.report DIR…`: tables and figures of the runs in folders."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dfkd_jax import comparison_figures, comparison_tables, report_page, run_folders
+from dfkd_jax.command_line import fail
+from dfkd_jax.comparison_tables import EXPLANATIONS
+from dfkd_jax.config import UserError
+from dfkd_jax.report_page import Table
+from dfkd_jax.results import replacing
+
+DEFAULT_BASELINE = "mb-dfkd"
+
+FIGURES = {
+    "learning_evolution.png": (
+        comparison_figures.learning_evolution,
+        "Test accuracy over the epochs: mean over seeds, 95 % band. Dashed with hollow markers: "
+        "joint replay or none; solid: a meta-gradient.",
+    ),
+    "replay_schemes.png": (
+        comparison_figures.replay_schemes,
+        "The same curves, one panel for each replay scheme.",
+    ),
+    "final_accuracy.png": (
+        comparison_figures.final_accuracy,
+        "Accuracy after the last epoch: each seed, the mean and its 95 % interval.",
+    ),
+    "alignment.png": (
+        comparison_figures.alignment,
+        "Cosine of the gradients of acquisition and retention at θ. The meta-gradient's "
+        "second-order term pushes it up.",
+    ),
+    "forgetting.png": (
+        comparison_figures.forgetting,
+        "Share of images, generated early in the run, on which the student still gives the "
+        "teacher's class: a falling curve is forgetting.",
+    ),
+}
+
+
+def write(
+    directories: Sequence[str | Path],
+    output: str | Path | None = None,
+    baseline: str | None = None,
+) -> str:
+    """Write tables, figures and `report.html` of the runs in and below `directories`.
+
+    Args:
+      directories: searched for finished and failed runs.
+      output: where to write; the first directory by default.
+      baseline: the label that others are compared with; by default `mb-dfkd`, or the first label.
+
+    Returns:
+      The tables as Markdown.
+
+    Raises:
+      UserError: no such folder, no finished run, an unknown baseline, or nothing can be written.
+    """
+    runs, notes = run_folders.find(directories)
+    groups = run_folders.groups(runs)
+    failed = [run for run in runs if run.failure is not None]
+    if baseline not in groups and baseline in {run.label for run in failed}:
+        notes.append(f"The baseline {baseline} has no finished run, so another is taken.")
+        baseline = None
+    baseline = choose_baseline(list(groups), baseline)
+    output = Path(output or directories[0])
+    aggregates = comparison_tables.aggregate(groups, baseline)
+    tables = [
+        comparison_tables.means_table(aggregates),
+        comparison_tables.differences_table(aggregates, baseline),
+    ]
+    if failed:
+        rows = [[run.label, str(run.seed), run.failure] for run in failed]
+        tables.append(Table("Failed runs", ["label", "seed", "failed with"], rows))
+    title = "Comparison on " + ", ".join(sorted({str(r.summary.get("dataset")) for r in runs}))
+    text = report_page.markdown(title, tables, notes, EXPLANATIONS)
+    csv_files = {
+        "comparison.csv": comparison_tables.run_rows(runs),
+        "comparison_summary.csv": comparison_tables.summary_rows(aggregates, baseline),
+    }
+    try:
+        for name, (draw, _) in FIGURES.items():
+            draw(groups, output / name)
+        figures = [(output / name, caption) for name, (_, caption) in FIGURES.items()]
+        for name, rows in csv_files.items():
+            _write(output / name, comparison_tables.csv_text(rows))
+        _write(output / "comparison.md", text)
+        page = report_page.html(title, tables, notes, EXPLANATIONS, figures)
+        _write(output / "report.html", page)
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {output}: {error}") from error
+    return report_page.markdown(title, tables)
+
+
+def choose_baseline(labels: Sequence[str], wanted: str | None) -> str:
+    """The wanted label, else `mb-dfkd`, else the first.
+
+    Raises:
+      UserError: the wanted label is not among them.
+    """
+    if wanted is not None and wanted not in labels:
+        raise UserError(f"--baseline is {wanted!r}; allowed are {', '.join(labels)}.")
+    return wanted or (DEFAULT_BASELINE if DEFAULT_BASELINE in labels else labels[0])
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the report that the arguments ask for; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dfkd_jax.report", description=__doc__)
+    parser.add_argument("directories", nargs="+", metavar="DIR", help="searched for runs")
+    parser.add_argument("--output", help="where to write; the first DIR by default")
+    parser.add_argument("--baseline", help="the label that others are compared with")
+    given = parser.parse_args(arguments)
+    try:
+        print(write(given.directories, given.output, given.baseline))
+    except UserError as error:
+        return fail(str(error), 2)
+    print(f"files in {given.output or given.directories[0]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

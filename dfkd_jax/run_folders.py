@@ -1,0 +1,216 @@
+"""Folders of runs, read back: which runs there are, what each is called, how they differ."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from dfkd_jax import config as config_lib
+from dfkd_jax import results
+from dfkd_jax.config import FREE_FIELDS, UserError
+from dfkd_jax.meta import VARIANTS
+from dfkd_jax.methods import METHODS
+
+FAILURE = "failure.json"  # in the folder of a run that ended with an error
+JOINT = ("none", "detached")  # gradients that nothing sends back through the inner step
+
+# Runs that differ in these only are runs of one label.
+_NOT_COMPARED = {"seed", "method", "meta.variant", "teacher.checkpoint", *FREE_FIELDS}
+
+
+class Run(NamedTuple):
+    """A finished run, or one that failed (then without history, its config perhaps empty)."""
+
+    label: str
+    seed: int
+    folder: Path
+    config: dict[str, Any]  # as in config.json
+    summary: dict[str, Any]  # as in summary.json; of a failed run what names it
+    history: list[dict[str, Any]]  # as in metrics.jsonl
+    failure: str | None = None  # the sentence a failed run ended with
+
+
+def label(method: str, gradient: str, objective: str = "paper") -> str:
+    """The name of a combination: the method alone where it has but one gradient.
+
+    `mb-dfkd`, `lra-mb_exact`, `lra-mb_first_order_code`; fit for a folder and the command line.
+    """
+    preset = METHODS.get(method, {})
+    parts = [method]
+    if gradient not in JOINT or gradient != preset.get("meta.variant"):
+        parts.append(gradient)
+    if objective != preset.get("meta.objective", "paper"):
+        parts.append(objective)
+    return "_".join(parts)
+
+
+def find(directories: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
+    """The finished and failed runs in and below the directories, and notes on what is odd.
+
+    Sorted by label (methods without a meta-gradient first) and seed. Runs that share method and
+    gradient but differ in another field get that field in their label.
+
+    Raises:
+      UserError: a directory is missing, a file is damaged, or there is no finished run.
+    """
+    directories = [Path(directory) for directory in directories]
+    for directory in directories:
+        if not directory.is_dir():
+            raise UserError(f"{directory} is no folder.")
+    folders = {
+        path.parent.resolve(): None
+        for name in ("summary.json", FAILURE)
+        for directory in directories
+        for path in sorted(directory.rglob(name))
+    }
+    try:
+        read = [_read(folder) for folder in folders]
+    except (KeyError, OSError, ValueError) as error:
+        raise UserError(f"A run cannot be read: {error}") from error
+    runs = [run for run in read if isinstance(run, Run)]
+    notes = [note for note in read if isinstance(note, str)]
+    runs = _told_apart(sorted(runs, key=_order))
+    runs, repeated = _without_repeats(runs)
+    finished = [run for run in runs if run.failure is None]
+    if not finished:
+        raise UserError(
+            f"{', '.join(map(str, directories))}: no finished run, that is a folder with "
+            "summary.json, metrics.jsonl and config.json, is here or below."
+        )
+    return runs, notes + repeated + _differences(finished)
+
+
+def is_finished(config: ml_collections.ConfigDict, folder: Path) -> bool:
+    """Whether `folder` holds the finished run of `config`.
+
+    Raises:
+      UserError: it holds a run of another configuration, or a damaged one.
+    """
+    path = folder / "config.json"
+    try:
+        if not path.exists():
+            return False
+        found = config_lib.differences(results.read_json(path), config_lib.to_dict(config))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if found:
+        raise UserError(
+            f"{folder} holds a run of another configuration; "
+            f"the differing fields are {'; '.join(found)}."
+        )
+    return (folder / "summary.json").exists()
+
+
+def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The finished runs by label, in their order."""
+    by_label: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.failure is None:
+            by_label.setdefault(run.label, []).append(run)
+    return by_label
+
+
+def is_joint(run: Run) -> bool:
+    """Whether the retention loss sends nothing through an inner step."""
+    return run.summary.get("gradient") in JOINT
+
+
+def _read(folder: Path) -> Run | str:
+    """The run of a folder; a note if it is none."""
+    finished = (folder / "summary.json").exists()
+    if finished:
+        missing = [n for n in ("config.json", "metrics.jsonl") if not (folder / n).exists()]
+        if missing:
+            return f"{folder} has a summary but no {' or '.join(missing)}; it is left out."
+    names = results.read_json(folder / ("summary.json" if finished else FAILURE))
+    config = folder / "config.json"
+    return Run(
+        label(names["method"], names["gradient"], names.get("objective", "paper")),
+        names["seed"],
+        folder,
+        results.read_json(config) if config.exists() else {},
+        names,
+        results.read_metrics(folder / "metrics.jsonl") if finished else [],
+        None if finished else names.get("failure", "failed"),
+    )
+
+
+def _order(run: Run) -> tuple:
+    def position(name: str, names: Mapping[str, Any]) -> int:
+        return [*names, name].index(name)
+
+    method, gradient = run.summary["method"], run.summary["gradient"]
+    return (
+        not is_joint(run),
+        position(method, METHODS),
+        position(gradient, VARIANTS),
+        run.label,
+        run.seed,
+        str(run.folder),
+    )
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """Runs of one label but several configurations get the differing fields in their labels."""
+    fields: dict[str, dict[str, set[str]]] = {}
+    for run in runs:
+        for field, value in _compared(run).items():
+            fields.setdefault(run.label, {}).setdefault(field, set()).add(repr(value))
+
+    def renamed(run: Run) -> Run:
+        own = _compared(run)
+        differing = [f for f, values in fields.get(run.label, {}).items() if len(values) > 1]
+        suffix = [f"{field}={own[field]}" for field in sorted(differing) if field in own]
+        return run._replace(label=" ".join([run.label, *suffix]))
+
+    return [renamed(run) for run in runs]
+
+
+def _without_repeats(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """One run of each label and seed, as pairing needs; notes on the others."""
+    kept: dict[tuple[str, int], Run] = {}
+    notes = []
+    for run in sorted(runs, key=lambda run: run.failure is not None):  # finished ones win
+        first = kept.setdefault((run.label, run.seed), run)
+        if first is not run:
+            notes.append(
+                f"{run.label}, seed {run.seed}, is there twice: {first.folder} is taken, "
+                f"{run.folder} is left out."
+            )
+    return [run for run in runs if kept[run.label, run.seed] is run], notes
+
+
+def _differences(finished: list[Run]) -> list[str]:
+    """What else than method, gradient and seed differs between the runs."""
+    values: dict[str, dict[str, list[str]]] = {}
+    for run in finished:
+        preset = METHODS.get(run.summary["method"], {})
+        own = {f: v for f, v in _compared(run).items() if f not in preset or preset[f] != v}
+        own["the teacher's accuracy"] = run.summary.get("teacher_accuracy")
+        for field, value in own.items():
+            labels = values.setdefault(field, {}).setdefault(str(value), [])
+            labels += [] if run.label in labels else [run.label]
+    return [
+        f"Configurations differ in {field}: "
+        + "; ".join(f"{value} ({', '.join(labels)})" for value, labels in found.items())
+        + "."
+        for field, found in values.items()
+        if len(found) > 1
+    ]
+
+
+def _compared(run: Run) -> dict[str, Any]:
+    """The fields of a configuration by dotted name, without those that may differ."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            elif prefix + key not in _NOT_COMPARED:
+                flat[prefix + key] = value
+
+    walk(run.config, "")
+    return flat
