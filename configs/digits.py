@@ -4,10 +4,14 @@ from configs import default
 
 
 def get_config(method: str = "lra-mb"):
-    """Small convolutional networks, 4,000 student steps of 128 images."""
+    """Small convolutional networks, 6,000 student steps of 128 images.
+
+    The memory is young and broad: half a batch every fifth iteration, replayed mixed. Older and
+    narrower ones cost accuracy here, where the generator's images improve all the time.
+    """
     config = default.get_config(method)
     config.dataset.name = "digits"
-    config.epochs = 20
+    config.epochs = 30
     config.batch_size = 128
     config.iterations_per_epoch = 20
 
@@ -24,6 +28,9 @@ def get_config(method: str = "lra-mb"):
     config.generator.channels = (32, 16)
     config.generator.learning_rate = 0.001
 
-    config.meta.inner_lr = 0.1
-    config.replay.push_period = 1
+    config.meta.inner_lr = 0.01
+    config.replay.entry_size = 64
+    config.replay.push_period = 5
+    config.replay.push_unit = "iteration"
+    config.replay.mix = True
     return config

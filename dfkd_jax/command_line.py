@@ -71,10 +71,14 @@ def with_overrides(filename: str, overrides: dict[str, Any]) -> ml_collections.C
 
 def sentence(error: Exception) -> str:
     """The last line says what is wrong; above it config_flags puts a traceback."""
+    if isinstance(error, AttributeError):  # '\'batch_siz\'\nDid you mean "batch_size" ...'
+        text = str(error).replace("\\'", "'").replace("\\n", "\n")
+        name, _, hint = text.partition("\n")
+        name = name.strip("'\"")
+        hint = hint.rstrip("'\"?")
+        return f"The configuration has no field {name!r}." + (f' {hint}"?' if hint else "")
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
-    if isinstance(error, AttributeError):  # "'batch_siz'\nDid you mean "batch_size" ..."
-        return "There is no such field in the configuration: " + " ".join(lines)
     return text.split("Error: ", 1)[-1]
 
 

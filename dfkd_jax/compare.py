@@ -65,24 +65,29 @@ class Job(NamedTuple):
 
 
 def combinations(
-    methods: Sequence[str], gradients: Sequence[str], workdir: Path
+    load: Callable[[str], ml_collections.ConfigDict],
+    methods: Sequence[str],
+    gradients: Sequence[str],
+    workdir: Path,
 ) -> list[Combination]:
-    """The configurations to run, from the command line's --config and its fields.
+    """The configurations to run.
 
     A method that is joint or without replay has one gradient, its own; others get each of
     `gradients`. Without config.teacher.checkpoint their teacher is the one in `workdir`/teacher.
+
+    Args:
+      load: method ↦ a fresh configuration.
+      methods: keys of `METHODS`.
+      gradients: keys of `VARIANTS`.
+      workdir: of the comparison.
 
     Raises:
       UserError: an unknown or no method or gradient, or a field that cannot work.
     """
     _check_names("--methods", methods, METHODS)
     _check_names("--gradients", gradients, VARIANTS)
-    for field, flag in RESERVED.items():
-        if field in config_flags.get_override_values(flags.FLAGS[CONFIG.name]):
-            raise UserError(f"--config.{field} is set by {flag} in a comparison; give that.")
     found: dict[str, Combination] = {}
     try:
-        load = command_line.configurations()
         for method in dict.fromkeys(methods):
             own = load(method).meta.variant
             for gradient in [own] if own in run_folders.JOINT else gradients:
@@ -98,6 +103,17 @@ def combinations(
     except FLAG_ERRORS as error:
         raise UserError(command_line.sentence(error)) from error
     return list(found.values())
+
+
+def _configurations() -> Callable[[str], ml_collections.ConfigDict]:
+    """method ↦ configuration, from the command line; UserError if that sets what it must not."""
+    for field, flag in RESERVED.items():
+        if field in config_flags.get_override_values(flags.FLAGS[CONFIG.name]):
+            raise UserError(f"--config.{field} is set by {flag} in a comparison; give that.")
+    try:
+        return command_line.configurations()
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_names(flag: str, names: Sequence[str], allowed: Sequence[str]) -> None:
@@ -214,7 +230,8 @@ def main(arguments: Sequence[str]) -> int | None:
         return fail("--workdir is missing; give the folder for the comparison's results.", 2)
     workdir = Path(WORKDIR.value).absolute()
     try:
-        found = combinations(METHODS_FLAG.value, GRADIENTS.value, workdir)
+        methods, gradients = METHODS_FLAG.value, GRADIENTS.value
+        found = combinations(_configurations(), methods, gradients, workdir)
         if BASELINE.value is not None:
             report.choose_baseline([c.label for c in found], BASELINE.value)
         jobs, finished = plan(found, SEEDS.value, workdir, VECTORIZE.value)
@@ -229,7 +246,7 @@ def main(arguments: Sequence[str]) -> int | None:
         print(f"{stopped} The same command goes on from there.")
         return None
     print(f"files in {workdir}")
-    return fail(f"{len(failed)} failed: {'; '.join(failed)}.", 1) if failed else None
+    return fail(f"These runs failed: {'; '.join(failed)}.", 1) if failed else None
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from dfkd_jax.statistics import band, mean_interval
 
 Groups = Mapping[str, Sequence[Run]]  # the finished runs of each label
 
-# Okabe and Ito's, without the yellow that white paper swallows.
+# Okabe and Ito's without the yellow that white paper swallows, then three of Tol's muted ones.
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#222222")
+COLORS += ("#882255", "#999933", "#332288")
 MARKERS = "osD^vPX<>p"
 SCHEMES = {"memory_bank": "memory bank", "generative": "generative replay", "none": "no replay"}
 
@@ -68,10 +69,11 @@ def replay_schemes(groups: Groups, path: str | os.PathLike) -> None:
             _curves(axes, shown, ACCURACY, styles)
         else:
             _say(axes, "no runs")
-        _teachers(axes, groups)
     panels[0].set_ylabel("top-1 on the test set, %")
     measured = [v for runs in groups.values() for run in runs for v in _curve(run, ACCURACY)]
-    _limits(panels[0], measured, upper=100)
+    _limits(panels[0], measured)
+    for axes in panels:
+        _teachers(axes, groups)
     _legend(figure, panels)
     _save(figure, path)
 
@@ -146,6 +148,7 @@ def _curves(
 ) -> None:
     """Draw mean and band of each label, or say in the legend that nothing was measured."""
     missing, measured = [], []
+    opacity = 0.13 if len(groups) <= 5 else 0.07  # many bands would add up to grey
     for i, (name, runs) in enumerate(groups.items()):
         curve = band([{record["epoch"]: record.get(key) for record in r.history} for r in runs])
         style = styles[name]
@@ -159,7 +162,7 @@ def _curves(
             curve.mean,
             color=style.color,
             linestyle=(0, (4, 1.6)) if style.joint else "-",
-            linewidth=1.6,
+            linewidth=1.6 if len(curve.epochs) <= 60 else 1.1,
             marker=style.marker,
             markersize=5,
             markerfacecolor="white" if style.joint else style.color,
@@ -169,7 +172,7 @@ def _curves(
         )
         low, high = curve.mean - curve.half_width, curve.mean + curve.half_width
         low, high = np.clip(low, lower, upper), np.clip(high, lower, upper)
-        axes.fill_between(curve.epochs, low, high, color=style.color, alpha=0.13, linewidth=0)
+        axes.fill_between(curve.epochs, low, high, color=style.color, alpha=opacity, linewidth=0)
     if not measured:
         _say(axes, "not measured in any of the runs")
     for name in missing:

@@ -39,6 +39,8 @@ TINY = {
     "replay.entry_size": 4,
     "replay.push_period": 1,
     "replay.push_unit": "iteration",
+    "replay.mix": False,
+    "meta.inner_lr": 0.1,
 }
 
 

