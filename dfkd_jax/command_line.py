@@ -35,8 +35,8 @@ def configurations() -> Callable[[str], ml_collections.ConfigDict]:
     """method ↦ the configuration that --config names, with the command line's fields set.
 
     Raises:
-      ValueError: --config has a method of its own; also from the function, if the file knows no
-        such method.
+      ValueError: --config has a method of its own.
+      Any of `FLAG_ERRORS`, from the function: the file knows no such method.
     """
     filename = config_flags.get_config_filename(flags.FLAGS[CONFIG.name])
     overrides = config_flags.get_override_values(flags.FLAGS[CONFIG.name])
@@ -57,8 +57,7 @@ def with_overrides(filename: str, overrides: dict[str, Any]) -> ml_collections.C
     """The configuration of a file such as "configs/digits.py:lra-mb", some fields set after it.
 
     Raises:
-      ValueError, TypeError, KeyError, AttributeError: the file refuses the method, or has no such
-        field.
+      Any of `FLAG_ERRORS`: the file refuses the method, or has no such field.
     """
     # Flags of its own, as the command line's are parsed already.
     arguments = ["", f"--config={filename}"]

@@ -51,8 +51,8 @@ MEASURES = (
     Measure(
         "peak_memory_bytes",
         "peak memory ↓ (MiB)",
-        "the most memory the run held (of the device; on CPU of the process), mean over seeds; of seeds "
-        "run at once, that of all of them together",
+        "the most memory the run held, mean over seeds: of the device, or on CPU of the process, "
+        "compilation included; of seeds run at once, that of all of them together",
         scale=2**-20,
         decimals=0,
         of_cost=True,

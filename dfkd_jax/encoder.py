@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 
-from dfkd_jax.generator import _HIDDEN_EPSILON, _LEAKY_SLOPE, _symmetric_uniform
+from dfkd_jax.generator import HIDDEN_EPSILON, LEAKY_SLOPE, symmetric_uniform
 from dfkd_jax.layers import Conv, at_least_float32, batch_norm
 
 
@@ -68,14 +68,14 @@ class Encoder(nn.Module):
                 (3, 3),
                 strides=stride,
                 padding=1,
-                kernel_init=_symmetric_uniform,
+                kernel_init=symmetric_uniform,
                 dtype=self.dtype,
                 name=name,
             )
 
         def head(name: str) -> jax.Array:
             dense = nn.Dense(
-                self.latent_dim, kernel_init=_symmetric_uniform, dtype=self.dtype, name=name
+                self.latent_dim, kernel_init=symmetric_uniform, dtype=self.dtype, name=name
             )
             return at_least_float32(dense(x))
 
@@ -83,8 +83,8 @@ class Encoder(nn.Module):
         x = normalize_height(images)
         for index, width in enumerate((narrow, wide), start=1):
             x = conv(width, 1, f"conv{index}")(x)
-            x = norm(f"bn{index}", epsilon=_HIDDEN_EPSILON)(x)
-            x = nn.leaky_relu(x, _LEAKY_SLOPE)
+            x = norm(f"bn{index}", epsilon=HIDDEN_EPSILON)(x)
+            x = nn.leaky_relu(x, LEAKY_SLOPE)
         x = conv(wide, 2, "conv3")(downsample2(x))
         x = downsample2(norm("bn3")(x))  # The last batch norm keeps the default eps, 1e-5.
         x = x.reshape(x.shape[0], -1)

@@ -274,7 +274,8 @@ def create_generative_replay(
 
     def exhibit(memory: GenerativeMemory, count: int, key: jax.Array, teacher: Teacher) -> Batch:
         rounds = -(-count // recalled_images) if memory.observations > 0 else 0
-        recalls = [recall(memory, jax.random.fold_in(key, i), teacher) for i in range(rounds)]
+        compiled = jax.jit(lambda memory, key: recall(memory, key, teacher))
+        recalls = [compiled(memory, jax.random.fold_in(key, i)) for i in range(rounds)]
         if not recalls:
             return Batch(jnp.zeros((0, *image_shape)), jnp.zeros((0, num_classes)))
         return Batch(

@@ -8,14 +8,15 @@ from jax.typing import DTypeLike
 
 from dfkd_jax.layers import Conv, at_least_float32, batch_norm, upsample2
 
-_LEAKY_SLOPE = 0.2
-_HIDDEN_EPSILON = 0.8  # The reference writes BatchNorm2d(128, 0.8), whose second argument is eps.
+LEAKY_SLOPE = 0.2
+HIDDEN_EPSILON = 0.8  # The reference writes BatchNorm2d(128, 0.8), whose second argument is eps.
 _WEIGHT_RANGE = 0.08
 
 
-def _symmetric_uniform(
+def symmetric_uniform(
     key: jax.Array, shape: Sequence[int], dtype: DTypeLike, out_sharding: object = None
 ) -> jax.Array:
+    """U(−0.08, 0.08), as every weight of the generator and of the encoder starts."""
     del out_sharding  # Part of the initializer signature.
     return jax.random.uniform(key, shape, dtype, -_WEIGHT_RANGE, _WEIGHT_RANGE)
 
@@ -95,7 +96,7 @@ class Generator(nn.Module):
                 width,
                 (3, 3),
                 padding=1,
-                kernel_init=_symmetric_uniform,
+                kernel_init=symmetric_uniform,
                 dtype=self.dtype,
                 name=name,
             )
@@ -115,14 +116,14 @@ class Generator(nn.Module):
         size = base_size(self.image_shape)
         wide, narrow = self.channels
         x = nn.Dense(
-            size * size * wide, kernel_init=_symmetric_uniform, dtype=self.dtype, name="fc"
+            size * size * wide, kernel_init=symmetric_uniform, dtype=self.dtype, name="fc"
         )(z)
         x = x.reshape(z.shape[0], size, size, wide)
         x = norm("bn1")(x)  # The first and the last batch norm keep the default eps, 1e-5.
         for width, index in ((wide, 1), (narrow, 2)):
             x = conv(upsample2(x), width, f"conv{index}")
-            x = norm(f"bn{index + 1}", epsilon=_HIDDEN_EPSILON)(x)
-            x = nn.leaky_relu(x, _LEAKY_SLOPE)
+            x = norm(f"bn{index + 1}", epsilon=HIDDEN_EPSILON)(x)
+            x = nn.leaky_relu(x, LEAKY_SLOPE)
         if self.image_shape[0] >= 64:
             x = upsample2(x)
         x = nn.tanh(conv(x, self.image_shape[2], "conv3"))

@@ -1,4 +1,4 @@
-"""Generative replay: its mathematics, what it learns, and the contract of every replay scheme."""
+"""Generative replay: its mathematics and what it learns."""
 
 import functools
 
@@ -10,44 +10,20 @@ from scipy.special import log_softmax
 
 from dfkd_jax import config as config_lib
 from dfkd_jax import data, generative_replay, replay
-from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.encoder import Encoder, normalize_height
 from dfkd_jax.epoch import create_epoch
 from dfkd_jax.generator import Generator
 from dfkd_jax.replay import Batch
 from tests.conftest import TINY, build, tiny_config
-
-SHAPE, CLASSES = (8, 8, 1), 10
-KEY = jax.random.key(0)
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-MODEL = create_classifier("cnn_half", CLASSES)
-
-
-@functools.cache
-def teacher_variables():
-    with jax.ensure_compile_time_eval():  # the first call may come from a function being traced
-        return MODEL.init(KEY, jnp.zeros((2, *SHAPE)), train=False)
-
-
-def teacher(images):
-    """Logits and features of an untrained teacher."""
-    return MODEL.apply(teacher_variables(), images, train=False)
-
-
-@functools.cache
-def scheme_of(kind, **fields):
-    """(scheme, jitted observe, jitted recall) on the tiny configuration, made to learn fast."""
-    fields = {"kind": kind, "vae_learning_rate": 0.005, **fields}
-    config = tiny_config(**{f"replay.{name}": value for name, value in fields.items()})
-    scheme = replay.create_replay(config, SHAPE, CLASSES)
-    observe = jax.jit(lambda *args: scheme.observe(*args, teacher))
-    recall = jax.jit(lambda *args: scheme.recall(*args, teacher))
-    return scheme, observe, recall
+from tests.schemes import (
+    CLASSES,
+    KEY,
+    SHAPE,
+    fresh,
+    normal,
+    scheme_of,
+    teacher,
+)
 
 
 def leaves_close(a, b, **tolerance):
@@ -63,11 +39,6 @@ def decode(memory, z):
     """What the memory generator makes of latent vectors."""
     generator = Generator(SHAPE, TINY["generator.channels"], spectral_norm=False)
     return generator.apply(variables_of(memory, "generator"), z, update_stats=False)
-
-
-def fresh(scheme, seed=0):
-    images = jnp.asarray(normal(scheme.observed_images, *SHAPE, seed=seed))
-    return Batch(images, teacher(images)[0])
 
 
 # The mathematics, against independent NumPy.
@@ -268,51 +239,6 @@ def test_observing_over_two_devices_is_the_same():
         for device in range(2):
             half = jax.tree.map(lambda x, device=device: x[device], kept(mapped))
             leaves_close(kept(expected), half, rtol=1e-3, atol=1e-5)
-
-
-# The contract of every scheme.
-
-KINDS = [kind for kind in replay.SCHEMES if kind != "none"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_contract(kind):
-    scheme, observe, recall = scheme_of(kind)
-    config = tiny_config()
-    empty = jax.jit(scheme.init)(KEY)
-    assert len(scheme.observes_after) == config.student.steps and any(scheme.observes_after)
-    nothing = scheme.exhibit(empty, 6, KEY, teacher)
-    assert nothing.images.shape[1:] == SHAPE and nothing.logits.shape[1:] == (CLASSES,)
-
-    first = recall(empty, KEY)
-    assert float(first.weight) == 0
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(first))
-    state = empty
-    for i in range(2):
-        batch = fresh(scheme, seed=i)
-        state = observe(state, batch, jax.random.fold_in(KEY, i), jnp.int32(i))
-        again = recall(state, KEY)
-        assert float(again.weight) == 1
-    assert jax.tree.structure(state) == jax.tree.structure(empty)
-    for a, b in zip(jax.tree.leaves(empty), jax.tree.leaves(state), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-
-    for batch in (first, again):
-        assert batch.images.shape == (config.replay.entry_size, *SHAPE)
-        assert batch.logits.shape == (config.replay.entry_size, CLASSES)
-        assert batch.weight.shape == ()
-    np.testing.assert_allclose(again.logits, teacher(again.images)[0], rtol=1e-4, atol=1e-5)
-    same = recall(state, KEY)
-    assert all(
-        np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (same, again)), strict=True)
-    )
-    # Empty or filled is a matter of values: neither function was compiled twice.
-    assert observe._cache_size() == recall._cache_size() == 1
-
-    shown = scheme.exhibit(state, 6, KEY, teacher)
-    assert 0 < shown.images.shape[0] <= 6
-    np.testing.assert_allclose(shown.logits, teacher(shown.images)[0], rtol=1e-4, atol=1e-5)
-    assert scheme.title
 
 
 def test_no_gradient_flows_into_the_memory():
