@@ -1,5 +1,6 @@
 """A run: get a teacher, distil a student epoch by epoch, leave the results in a folder."""
 
+import contextlib
 import resource
 import statistics
 import sys
@@ -170,7 +171,13 @@ def _distil(
     teacher_accuracy = create_accuracy(models.teacher, test, spec)(teacher_variables)
     state, runs = _resume(configs, workdirs, single, console)
     done = len(runs[0].history)
-    writers = [results.TensorBoard(r.workdir / "tensorboard", done + 1) for r in runs]
+    closing = contextlib.ExitStack()  # also when the run is stopped or diverges
+    writers = [
+        closing.enter_context(
+            contextlib.closing(results.TensorBoard(r.workdir / "tensorboard", done + 1))
+        )
+        for r in runs
+    ]
     keep_early = jax.jit(steps.keep_early, donate_argnums=0)
     agreement = jax.jit(single.early_agreement)
 
@@ -182,7 +189,7 @@ def _distil(
 
     drawn = time.monotonic()
     student_steps = config.iterations_per_epoch * config.student.steps
-    with Progress(config.epochs, done, "student", console=console) as progress:
+    with closing, Progress(config.epochs, done, "student", console=console) as progress:
         progress.log(
             f"Distilling {config.teacher.model} (test accuracy {teacher_accuracy:.2f} %) into "
             f"{config.student.model} by {config.method}"
@@ -221,9 +228,8 @@ def _distil(
                 drawn = time.monotonic()
     write_figures(_unstack(state, count))
     summaries = []
-    for r, writer in zip(runs, writers, strict=True):
+    for r in runs:
         r.manager.close()
-        writer.close()
         summary = results.summarize(r.history, teacher_accuracy, method_names(r.config))
         times = [record["seconds"] for record in r.history]
         # The first epoch compiles.
