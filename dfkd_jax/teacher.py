@@ -74,6 +74,8 @@ def load_teacher(directory: str | os.PathLike, model: nn.Module, image_shape: tu
 
 def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[str, Any]) -> None:
     """Write the weights, then the card that marks them complete."""
+    # A network without batch norm has no such collection when it is loaded.
+    variables = {name: collection for name, collection in variables.items() if collection}
     checkpoint.save_variables(Path(directory) / WEIGHTS, variables)
     results.write_json(Path(directory) / CARD, card)
 

@@ -76,6 +76,19 @@ def test_a_teacher_whose_weights_are_of_another_network_is_refused(alone, tmp_pa
         run(config, tmp_path / "run", QUIET)
 
 
+@pytest.mark.parametrize("name, shape", [("lenet5", (32, 32, 1)), ("cnn_half", (8, 8, 1))])
+def test_a_saved_teacher_is_loaded_as_it_was(tmp_path, name, shape):
+    """With batch norm and without, whose statistics are an empty collection while training."""
+    model = create_classifier(name, 10)
+    variables = model.init(jax.random.key(0), jnp.zeros((2, *shape)), train=False)
+    assert not teacher.is_teacher(tmp_path)
+    teacher.save_teacher(tmp_path, {"batch_stats": {}, **variables}, {"model": name})
+    assert teacher.is_teacher(tmp_path)
+    loaded = teacher.load_teacher(tmp_path, model, shape)
+    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
 def test_augmentation_shifts_and_mirrors_whole_images():
     images = jnp.arange(1, 65, dtype=jnp.uint8).reshape(1, 8, 8, 1).repeat(200, axis=0)
     moved = np.asarray(teacher.augment(jax.random.key(0), images, flip=True, pad=2))
