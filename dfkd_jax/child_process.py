@@ -131,6 +131,8 @@ def _child(function: Callable[..., None], arguments: tuple, log: str, sender: Co
     sys.stdout.reconfigure(line_buffering=True)
     print(time.strftime("%Y-%m-%d %H:%M:%S"), "started")
     keep_freed_memory()
+    # A shell's background jobs start with SIGINT ignored, and their children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         function(*arguments)
