@@ -166,4 +166,4 @@ def generator_loss(
         "batch_norm": lambda: batch_norm_loss(layers),
     }
     weighted = [w * terms[name]() for name, w in weights._asdict().items() if w != 0]
-    return sum(weighted, jnp.zeros(()))
+    return sum(weighted, jnp.zeros((), jnp.asarray(teacher).dtype))
