@@ -2,8 +2,9 @@
 
 Every classifier is a module with attributes `num_classes`, `axis_name` and `dtype`, and
 `module.apply(variables, x, train=...)` returns logits (B, K) and features (B, D), the input of its
-last dense layer. With `train=True` batch norm uses the statistics of the batch and updates the
-running ones (`mutable=["batch_stats"]`); with `train=False` it uses the running ones.
+last dense layer (`SqueezeNet` has none and says what its are). With `train=True` batch norm uses
+the statistics of the batch and updates the running ones (`mutable=["batch_stats"]`); with
+`train=False` it uses the running ones.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from dfkd_jax import lenet
 from dfkd_jax.layers import (
     Conv,
     batch_norm,
@@ -22,7 +24,11 @@ from dfkd_jax.layers import (
     he_fan_out,
 )
 from dfkd_jax.lenet import LeNet5
+from dfkd_jax.mobilenet import MobileNetV2
+from dfkd_jax.own_module import create_own, is_own
 from dfkd_jax.resnet import ResNet
+from dfkd_jax.squeezenet import SqueezeNet
+from dfkd_jax.vgg import VGG
 from dfkd_jax.wide_resnet import WideResNet
 
 
@@ -63,13 +69,21 @@ class CNN(nn.Module):
         return classify(nn.relu(x), self.num_classes, self.dtype)
 
 
+# Sides of the images that a network takes, where not any will do.
+IMAGE_SIZES = {"lenet5": lenet.SIZES, "lenet5_half": lenet.SIZES}
+
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "cnn": CNN,
     "cnn_half": partial(CNN, widths=(16, 32, 32, 32)),
     "lenet5": LeNet5,
     "lenet5_half": partial(LeNet5, widths=(3, 8, 60, 42)),
+    "mobilenetv2": MobileNetV2,
+    "mobilenetv2_stride2": partial(MobileNetV2, stem_stride=2),
     "resnet18": partial(ResNet, blocks=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
+    "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
+    "squeezenet": SqueezeNet,
+    "vgg11": VGG,
     "wrn16_1": partial(WideResNet, depth=16, widen_factor=1),
     "wrn16_2": partial(WideResNet, depth=16, widen_factor=2),
     "wrn40_1": partial(WideResNet, depth=40, widen_factor=1),
@@ -85,18 +99,24 @@ def create_classifier(
     axis_name: str | None = None,
     dtype: DTypeLike | None = None,
 ) -> nn.Module:
-    """Return the classifier called `name`, a key of `CLASSIFIERS`.
+    """Return the classifier called `name`.
 
     Args:
-      name: which network.
+      name: a key of `CLASSIFIERS`, or "package.module:attribute" of any Flax module that is made
+        with `num_classes` and called as (x, train) -> (logits, features).
       num_classes: K, the number of logits.
       axis_name: `pmap` axis over which batch statistics are averaged; None on one device.
       dtype: dtype of the computation; None follows input and parameters.
 
     Raises:
-      ValueError: no classifier has that name.
+      ValueError: no classifier has that name, or see `own_module.create_own`.
     """
+    if is_own(name):
+        return create_own(name, num_classes, axis_name=axis_name, dtype=dtype)
     if name not in CLASSIFIERS:
         allowed = ", ".join(sorted(CLASSIFIERS))
-        raise ValueError(f"Unknown classifier {name!r}; the classifiers are {allowed}.")
+        raise ValueError(
+            f"Unknown classifier {name!r}; the classifiers are {allowed}, "
+            "and 'package.module:attribute' of one's own."
+        )
     return CLASSIFIERS[name](num_classes=num_classes, axis_name=axis_name, dtype=dtype)

@@ -21,8 +21,10 @@ from flax import struct
 from jax import lax
 
 from dfkd_jax import batch_norm, draw, losses
+from dfkd_jax.devices import WHOLE
 from dfkd_jax.encoder import Encoder
 from dfkd_jax.generator import Generator
+from dfkd_jax.models import COMPUTE_DTYPES
 from dfkd_jax.replay import Batch, ReplayScheme, RetentionBatch, Teacher
 
 
@@ -172,8 +174,9 @@ def create_generative_replay(
     """
     settings = config.replay
     latent_dim, channels = config.generator.latent_dim, tuple(config.generator.channels)
-    encoder = Encoder(latent_dim, channels[::-1], axis_name)
-    generator = Generator(image_shape, channels, spectral_norm=False, axis_name=axis_name)
+    common = {"axis_name": axis_name, "dtype": COMPUTE_DTYPES[config.compute_dtype]}
+    encoder = Encoder(latent_dim, channels[::-1], **common)
+    generator = Generator(image_shape, channels, spectral_norm=False, **common)
     optimizer = optax.adam(settings.vae_learning_rate)
     recalled_images = settings.entry_size // devices
 
@@ -288,8 +291,9 @@ def create_generative_replay(
         init,
         observe,
         recall,
-        (True,) * observing + (False,) * (config.student.steps - observing),
-        config.batch_size // 2 // devices,
-        exhibit,
-        "memory generator, recalled",
+        observes_after=(True,) * observing + (False,) * (config.student.steps - observing),
+        observed_images=config.batch_size // 2 // devices,
+        exhibit=exhibit,
+        title="memory generator, recalled",
+        layout=WHOLE,
     )

@@ -6,7 +6,7 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from dfkd_jax.layers import Conv, at_least_float32, batch_norm, upsample2
+from dfkd_jax.layers import Conv, UpsampleConv, at_least_float32, batch_norm
 
 LEAKY_SLOPE = 0.2
 HIDDEN_EPSILON = 0.8  # The reference writes BatchNorm2d(128, 0.8), whose second argument is eps.
@@ -91,8 +91,8 @@ class Generator(nn.Module):
             options = {"use_running_average": not train, "dtype": self.dtype} | options
             return batch_norm(self.axis_name, **options)(name=name)
 
-        def conv(x: jax.Array, width: int, name: str) -> jax.Array:
-            layer = Conv(
+        def conv(x: jax.Array, width: int, name: str, upsample: bool) -> jax.Array:
+            layer = (UpsampleConv if upsample else Conv)(
                 width,
                 (3, 3),
                 padding=1,
@@ -121,11 +121,9 @@ class Generator(nn.Module):
         x = x.reshape(z.shape[0], size, size, wide)
         x = norm("bn1")(x)  # The first and the last batch norm keep the default eps, 1e-5.
         for width, index in ((wide, 1), (narrow, 2)):
-            x = conv(upsample2(x), width, f"conv{index}")
+            x = conv(x, width, f"conv{index}", upsample=True)
             x = norm(f"bn{index + 1}", epsilon=HIDDEN_EPSILON)(x)
             x = nn.leaky_relu(x, LEAKY_SLOPE)
-        if self.image_shape[0] >= 64:
-            x = upsample2(x)
-        x = nn.tanh(conv(x, self.image_shape[2], "conv3"))
+        x = nn.tanh(conv(x, self.image_shape[2], "conv3", upsample=self.image_shape[0] >= 64))
         x = norm("bn4", use_scale=False, use_bias=False)(x)
         return at_least_float32(x)

@@ -1,11 +1,11 @@
 """Layers shared by the networks: convolution, batch norm, pooling, upsampling, last dense layer.
 
-Images are (B, H, W, C) and kernels (kh, kw, C_in, C_out) throughout. Every function keeps the dtype
-of its input and can be differentiated any number of times.
+Images are (B, H, W, C) throughout. Every function keeps the dtype of its input and can be
+differentiated any number of times.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,7 @@ from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 
-Padding = str | Sequence[tuple[int, int]]
-
-_NHWC_HWIO = ("NHWC", "HWIO", "NHWC")
+from dfkd_jax.convolution import convolution, upsampled_convolution
 
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """He initialisation of convolutions followed by batch norm (ResNet, WideResNet)."""
@@ -27,125 +25,31 @@ uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """U(−1/√fan_in, 1/√fan_in), PyTorch's default for dense layers."""
 
 
-def patches_convolution(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    window_strides: Sequence[int],
-    padding: Padding,
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
-) -> jax.Array:
-    """Convolve with one matrix product: (B, H', W', kh·kw·C_in) patches × (kh·kw·C_in, C_out).
-
-    Equal to `lax.conv_general_dilated` without dilation and groups. The patches are strided slices
-    of the padded image, so derivatives of any order are slices, pads and matrix products again.
-
-    Args:
-      lhs: images (B, H, W, C_in).
-      rhs: kernel (kh, kw, C_in, C_out).
-      window_strides: (sh, sw).
-      padding: "SAME", "VALID" or ((top, bottom), (left, right)).
-      precision: as in `lax.dot`.
-      preferred_element_type: accumulation dtype, as in `lax.dot`.
-
-    Returns:
-      (B, H', W', C_out).
-
-    Raises:
-      ValueError: the two channel counts differ.
-    """
-    kernel_height, kernel_width, in_channels, out_channels = rhs.shape
-    if lhs.shape[3] != in_channels:
-        raise ValueError(f"The kernel takes {in_channels} channels, the image has {lhs.shape[3]}.")
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-    edges = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
-    image = lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
-    multiply = functools.partial(
-        jnp.matmul, precision=precision, preferred_element_type=preferred_element_type
-    )
-    matrix = rhs.reshape(-1, out_channels)
-    if image.shape[1:3] == rhs.shape[:2]:
-        # One window covers the whole image: it is its own patch.
-        return multiply(image.reshape(image.shape[0], 1, 1, -1), matrix)
-    row_stride, column_stride = window_strides
-    row_span = image.shape[1] - kernel_height + 1
-    column_span = image.shape[2] - kernel_width + 1
-    taps = [
-        image[:, row : row + row_span : row_stride, column : column + column_span : column_stride]
-        for row in range(kernel_height)
-        for column in range(kernel_width)
-    ]
-    patches = taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
-    return multiply(patches, matrix)
-
-
-def _patches_pay(image_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
-    """Whether the product over patches is a good choice on a CPU for these shapes.
-
-    XLA's CPU convolution is ten times and more slower inside `lax.scan` and `lax.cond` and slow in
-    second derivatives, but patches take kh·kw times the memory of the image. They pay where the
-    image is small, where a patch is short (few channels), and where both channel counts are so
-    large that the product dominates.
-    """
-    _, height, width, _ = image_shape
-    kernel_height, kernel_width, in_channels, out_channels = kernel_shape
-    taps = kernel_height * kernel_width
-    return (
-        taps == 1
-        or height * width <= 16 * 16
-        or taps * in_channels <= 32
-        or min(in_channels, out_channels) >= 64
-    )
-
-
-def convolution(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    window_strides: Sequence[int],
-    padding: Padding,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
-    feature_group_count: int = 1,
-    batch_group_count: int = 1,
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
-) -> jax.Array:
-    """`lax.conv_general_dilated`, written as patches × matrix where that is faster.
-
-    This is the only place that looks at the backend, once, while tracing: GPUs and TPUs always get
-    XLA's convolution, a CPU gets `patches_convolution` for the shapes of `_patches_pay`. Dilation,
-    groups and layouts other than NHWC × HWIO always go to XLA. The two agree up to rounding.
-    """
-    plain = (
-        lhs.ndim == 4
-        and feature_group_count == batch_group_count == 1
-        and all(dilation == 1 for dilation in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC_HWIO)
-    )
-    if plain and jax.default_backend() == "cpu" and _patches_pay(lhs.shape, rhs.shape):
-        return patches_convolution(
-            lhs, rhs, window_strides, padding, precision, preferred_element_type
-        )
-    return lax.conv_general_dilated(
-        lhs,
-        rhs,
-        window_strides,
-        padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        batch_group_count=batch_group_count,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
-
-
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
-"""`flax.linen.Conv` with `convolution` of this module."""
+"""`flax.linen.Conv` with the convolution that is fast on this backend."""
+
+UpsampleConv = functools.partial(Conv, conv_general_dilated=upsampled_convolution)
+"""`upsample2`, then `Conv` with a 3×3 kernel and padding 1; the parameters are those of `Conv`."""
+
+
+def padded_conv(
+    width: int, size: int, stride: int, dtype: DTypeLike | None, name: str, groups: int = 1
+) -> nn.Module:
+    """A convolution before batch norm: no bias, He initialisation, padded by ⌊size/2⌋ on each side.
+
+    Not "SAME", which pads a stride-2 convolution on one side only; PyTorch pads on both.
+    """
+    return Conv(
+        width,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        feature_group_count=groups,
+        kernel_init=he_fan_out,
+        dtype=dtype,
+        name=name,
+    )
 
 
 def batch_norm(
@@ -170,12 +74,32 @@ def batch_norm(
 def max_pool2(x: jax.Array) -> jax.Array:
     """Maximum over 2×2 windows, (B, H, W, C) → (B, ⌊H/2⌋, ⌊W/2⌋, C).
 
-    An odd last row or column is left out. Equal maxima of a window share the gradient equally.
+    An odd last row or column is left out. Equal maxima of a window share the gradient.
     """
     batch, height, width, channels = x.shape
     rows, columns = height // 2, width // 2
     windows = x[:, : 2 * rows, : 2 * columns].reshape(batch, rows, 2, columns, 2, channels)
-    return windows.max(axis=(2, 4))
+    # By pairs: on CPU several times faster than a reduction, in its derivatives too.
+    upper, lower = (
+        jnp.maximum(windows[:, :, row, :, 0], windows[:, :, row, :, 1]) for row in range(2)
+    )
+    return jnp.maximum(upper, lower)
+
+
+def max_pool3(x: jax.Array) -> jax.Array:
+    """Maximum over 3×3 windows at every second pixel, (B, H, W, C) → (B, ⌈(H−1)/2⌉, ⌈(W−1)/2⌉, C).
+
+    PyTorch's `MaxPool2d(3, 2, ceil_mode=True)`: a window may reach over the last row or column by
+    one, where nothing is. Equal maxima share the gradient equally.
+    """
+    for axis in (1, 2):
+        size = x.shape[axis] // 2
+        edges = [(0, 0, 0)] * 4
+        edges[axis] = (0, (x.shape[axis] + 1) % 2, 0)
+        padded = lax.pad(x, jnp.full((), -jnp.inf, x.dtype), edges)
+        starts = [lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis) for i in range(3)]
+        x = jnp.stack(starts).max(axis=0)
+    return x
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

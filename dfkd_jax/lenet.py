@@ -6,6 +6,8 @@ from jax.typing import DTypeLike
 
 from dfkd_jax.layers import Conv, classify, he_fan_in, max_pool2
 
+SIZES = (32, 28)  # sides of the images
+
 
 class LeNet5(nn.Module):
     """Three 5×5 convolutions and two dense layers with ReLU and max-pooling, no batch norm.
@@ -29,7 +31,7 @@ class LeNet5(nn.Module):
         Raises:
           ValueError: the images have another size.
         """
-        if x.shape[1:3] not in ((32, 32), (28, 28)):
+        if x.shape[1:3] not in [(size, size) for size in SIZES]:
             raise ValueError(f"LeNet-5 takes 32×32 or 28×28 images, not {x.shape[1]}×{x.shape[2]}.")
         # The original digits are 28×28 in a frame of 32×32.
         frame = 2 if x.shape[1] == 28 else 0
@@ -45,8 +47,9 @@ class LeNet5(nn.Module):
                 name=name,
             )
 
-        x = max_pool2(nn.relu(conv(first, frame, "conv1")(x)))
-        x = max_pool2(nn.relu(conv(second, 0, "conv2")(x)))
+        # ReLU after pooling: the same as before it, on a quarter of the values.
+        x = nn.relu(max_pool2(conv(first, frame, "conv1")(x)))
+        x = nn.relu(max_pool2(conv(second, 0, "conv2")(x)))
         x = nn.relu(conv(third, 0, "conv3")(x))
         x = x.reshape(x.shape[0], -1)
         x = nn.Dense(features, kernel_init=he_fan_in, dtype=self.dtype, name="fc1")(x)

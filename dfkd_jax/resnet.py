@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34 in their form for small images (He et al., CVPR 2016)."""
+"""ResNet-18, -34 and -50 in their form for small images (He et al., CVPR 2016)."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,9 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from dfkd_jax.layers import Conv, batch_norm, classify, global_average_pool, he_fan_out
+from dfkd_jax.layers import batch_norm, classify, global_average_pool, padded_conv
+
+EXPANSION = 4  # output channels of a bottleneck per channel inside
 
 
 class BasicBlock(nn.Module):
@@ -29,36 +31,57 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (B, H, W, C) to (B, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
-
-        def conv(size: int, stride: int, name: str) -> nn.Module:
-            # Explicit padding: "SAME" pads stride-2 convolutions on one side only, PyTorch on both.
-            return Conv(
-                self.width,
-                (size, size),
-                strides=stride,
-                padding=size // 2,
-                use_bias=False,
-                kernel_init=he_fan_out,
-                dtype=self.dtype,
-                name=name,
-            )
-
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.width:
-            shortcut = conv(1, self.stride, "shortcut_conv")(x)
+            shortcut = padded_conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
             shortcut = self.norm(name="shortcut_bn")(shortcut)
-        x = nn.relu(self.norm(name="bn1")(conv(3, self.stride, "conv1")(x)))
-        x = self.norm(name="bn2")(conv(3, 1, "conv2")(x))
+        x = padded_conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x))
+        x = self.norm(name="bn2")(padded_conv(self.width, 3, 1, self.dtype, "conv2")(x))
+        return nn.relu(x + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """The block of ResNet-50: 1×1, 3×3 and 1×1 convolutions, the last four times as wide.
+
+    As in `BasicBlock` batch norm follows every convolution, ReLU all but the last, and the shortcut
+    is added before the last ReLU. The stride is that of the 3×3 convolution, as in PyTorch.
+
+    Attributes:
+      width: channels of the first two convolutions; the output has four times as many.
+      stride: of the 3×3 convolution and the shortcut.
+      norm: makes a batch norm layer.
+      dtype: dtype of the computation.
+    """
+
+    width: int
+    stride: int
+    norm: Callable[..., nn.BatchNorm]
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (B, H, W, C) to (B, ⌈H/stride⌉, ⌈W/stride⌉, 4·width)."""
+        wide = EXPANSION * self.width
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != wide:
+            shortcut = padded_conv(wide, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            shortcut = self.norm(name="shortcut_bn")(shortcut)
+        x = nn.relu(self.norm(name="bn1")(padded_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
+        x = padded_conv(self.width, 3, self.stride, self.dtype, "conv2")(x)
+        x = nn.relu(self.norm(name="bn2")(x))
+        x = self.norm(name="bn3")(padded_conv(wide, 1, 1, self.dtype, "conv3")(x))
         return nn.relu(x + shortcut)
 
 
 class ResNet(nn.Module):
-    """A 3×3 stem, four stages of basic blocks with strides 1, 2, 2, 2, average pool, dense.
+    """A 3×3 stem, four stages of blocks with strides 1, 2, 2, 2, average pool, dense.
 
     Attributes:
       num_classes: K.
       blocks: number of blocks of each stage.
       width: channels of the first stage; each later stage has twice as many.
+      bottleneck: whether the blocks are `Bottleneck`s, else `BasicBlock`s.
       axis_name: axis over which batch statistics are averaged; None on one device.
       dtype: dtype of the computation; None follows input and parameters.
     """
@@ -66,26 +89,19 @@ class ResNet(nn.Module):
     num_classes: int
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64
+    bottleneck: bool = False
     axis_name: str | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Map images (B, H, W, C) to logits (B, K) and features (B, 8·width)."""
+        """Map images (B, H, W, C) to logits (B, K) and features (B, D), D = 8·width or 32·width."""
         norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
-        x = Conv(
-            self.width,
-            (3, 3),
-            padding=1,
-            use_bias=False,
-            kernel_init=he_fan_out,
-            dtype=self.dtype,
-            name="conv1",
-        )(x)
-        x = nn.relu(norm(name="bn1")(x))
+        block = Bottleneck if self.bottleneck else BasicBlock
+        x = nn.relu(norm(name="bn1")(padded_conv(self.width, 3, 1, self.dtype, "conv1")(x)))
         for stage, count in enumerate(self.blocks):
             for index in range(count):
-                x = BasicBlock(
+                x = block(
                     width=self.width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
                     norm=norm,

@@ -6,20 +6,7 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from dfkd_jax.layers import Conv, batch_norm, classify, global_average_pool, he_fan_out
-
-
-def _conv(width: int, size: int, stride: int, dtype: DTypeLike | None, name: str) -> nn.Module:
-    return Conv(
-        width,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        use_bias=False,
-        kernel_init=he_fan_out,
-        dtype=dtype,
-        name=name,
-    )
+from dfkd_jax.layers import batch_norm, classify, global_average_pool, padded_conv
 
 
 class PreActivationBlock(nn.Module):
@@ -45,10 +32,10 @@ class PreActivationBlock(nn.Module):
         shortcut = x
         x = nn.relu(self.norm(name="bn1")(x))
         if shortcut.shape[-1] != self.width:
-            shortcut = _conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
-        x = _conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
+            shortcut = padded_conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
+        x = padded_conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
         x = nn.relu(self.norm(name="bn2")(x))
-        return _conv(self.width, 3, 1, self.dtype, "conv2")(x) + shortcut
+        return padded_conv(self.width, 3, 1, self.dtype, "conv2")(x) + shortcut
 
 
 class WideResNet(nn.Module):
@@ -78,7 +65,7 @@ class WideResNet(nn.Module):
         if self.depth < 10 or self.depth % 6 != 4:
             raise ValueError(f"The depth of a WideResNet is 6n + 4 with n ≥ 1, not {self.depth}.")
         norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
-        x = _conv(16, 3, 1, self.dtype, "conv1")(x)
+        x = padded_conv(16, 3, 1, self.dtype, "conv1")(x)
         for stage in range(3):
             for index in range((self.depth - 4) // 6):
                 x = PreActivationBlock(

@@ -7,8 +7,8 @@ import pytest
 from flax import linen as nn
 
 from dfkd_jax import generator
+from dfkd_jax.convolution import convolution, upsampled_convolution
 from dfkd_jax.generator import Generator, base_size
-from dfkd_jax.layers import convolution
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 LATENT = 6
@@ -98,14 +98,19 @@ def test_spectral_norm_makes_the_top_singular_value_one(variables, monkeypatch):
     variables = advance(SMALL, variables, latents(), 100)
     kernels = []
 
-    def record(lhs, rhs, *args, **kwargs):
-        kernels.append(rhs)
-        return convolution(lhs, rhs, *args, **kwargs)
+    def recording(function):
+        def record(lhs, rhs, *args, **kwargs):
+            kernels.append(rhs)
+            return function(lhs, rhs, *args, **kwargs)
 
-    monkeypatch.setattr(generator, "Conv", partial(nn.Conv, conv_general_dilated=record))
+        return partial(nn.Conv, conv_general_dilated=record)
+
+    monkeypatch.setattr(generator, "Conv", recording(convolution))
+    monkeypatch.setattr(generator, "UpsampleConv", recording(upsampled_convolution))
     SMALL.apply(variables, latents(), update_stats=False)
     assert len(kernels) == 3
     for index, kernel in enumerate(kernels, start=1):
+        assert kernel.shape[:2] == (3, 3)
         matrix = np.reshape(kernel, (-1, kernel.shape[-1]))
         np.testing.assert_allclose(np.linalg.svd(matrix, compute_uv=False)[0], 1, rtol=1e-3)
         raw = variables["params"][f"conv{index}"]["kernel"].reshape(matrix.shape)

@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from dfkd_jax import layers
+from dfkd_jax import convolution, layers, winograd
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -44,12 +44,12 @@ def xla(image, kernel, strides, padding):
 
 def uses_xla(*args, **kwargs):
     return "conv_general_dilated" in str(
-        jax.make_jaxpr(lambda x, k: layers.convolution(x, k, *args[2:], **kwargs))(*args[:2])
+        jax.make_jaxpr(lambda x, k: convolution.convolution(x, k, *args[2:], **kwargs))(*args[:2])
     )
 
 
 @pytest.mark.parametrize("image_shape, kernel_shape, strides, padding", CASES)
-def test_patches_convolution_equals_xla_up_to_second_derivatives(
+def test_matrix_products_equal_xla_up_to_second_derivatives(
     image_shape, kernel_shape, strides, padding
 ):
     with jax.enable_x64(True):
@@ -73,24 +73,131 @@ def test_patches_convolution_equals_xla_up_to_second_derivatives(
                 jax.grad(slope)(point),
             )
 
+        patches, rows, theirs = jax.jit(
+            lambda: (
+                derivatives(convolution.patches_convolution),
+                derivatives(convolution.rows_convolution),
+                derivatives(xla),
+            )
+        )()
+        for ours in (patches, rows):
+            for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+                assert a.dtype == jnp.float64
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_winograd_equals_xla_up_to_second_derivatives():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        point, direction = (
+            (jnp.asarray(rng.normal(size=(2, 4, 6, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, 2))))
+            for _ in range(2)
+        )
+
+        def derivatives(conv):
+            gradient = jax.grad(lambda pair: jnp.sum(jnp.sin(conv(*pair))))
+            return conv(*point), jax.jvp(gradient, (point,), (direction,))
+
         ours, theirs = jax.jit(
-            lambda: (derivatives(layers.patches_convolution), derivatives(xla))
+            lambda: (
+                derivatives(winograd.winograd_convolution),
+                derivatives(lambda x, k: xla(x, k, (1, 1), "SAME")),
+            )
         )()
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             assert a.dtype == jnp.float64
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_patches_convolution_refuses_other_channels():
-    with pytest.raises(ValueError, match="takes 2 channels, the image has 3"):
-        layers.patches_convolution(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 1)), (1, 1), "SAME")
+@pytest.mark.parametrize(
+    "image_shape, kernel_shape, strides, padding, fits",
+    [
+        ((2, 8, 8, 3), (3, 3, 3, 3), (1, 1), "SAME", True),
+        ((2, 8, 8, 3), (3, 3, 3, 3), (1, 1), [(1, 1), (1, 1)], True),
+        ((2, 8, 7, 3), (3, 3, 3, 3), (1, 1), "SAME", False),
+        ((2, 8, 8, 3), (3, 3, 3, 3), (2, 2), "SAME", False),
+        ((2, 8, 8, 3), (3, 3, 3, 3), (1, 1), "VALID", False),
+        ((2, 8, 8, 3), (1, 1, 3, 3), (1, 1), "SAME", False),
+    ],
+)
+def test_what_winograd_fits(image_shape, kernel_shape, strides, padding, fits):
+    assert winograd.fits(image_shape, kernel_shape, strides, padding) == fits
+
+
+def test_winograd_multiplies_less_than_half(monkeypatch):
+    image, kernel = jnp.ones((2, 8, 8, 64)), jnp.ones((3, 3, 64, 64))
+    compiled = jax.jit(
+        lambda x, k: convolution.convolution(x, k, (1, 1), "SAME", dimension_numbers=NHWC)
+    ).lower(image, kernel)
+    products = 2 * 9 * 2 * 8 * 8 * 64 * 64
+    kernel_transform = 4 * 16 * 9 * 64 * 64
+    flops = compiled.compile().cost_analysis()["flops"]
+    assert flops - kernel_transform < products / 2
+
+
+def test_upsampling_with_convolution_equals_the_two_up_to_second_derivatives():
+    image_shape, kernel_shape, padding = (2, 3, 4, 3), (3, 3, 3, 2), ((1, 1), (1, 1))
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        point, direction = (
+            (jnp.asarray(rng.normal(size=image_shape)), jnp.asarray(rng.normal(size=kernel_shape)))
+            for _ in range(2)
+        )
+
+        def fused(image, kernel):
+            return convolution.upsampled_convolution(
+                image, kernel, (1, 1), padding, dimension_numbers=NHWC
+            )
+
+        def apart(image, kernel):
+            return xla(layers.upsample2(image), kernel, (1, 1), padding)
+
+        def derivatives(conv):
+            def objective(pair):
+                return jnp.sum(jnp.sin(conv(*pair)))
+
+            def gradient(pair):
+                return jax.grad(objective)(pair)
+
+            return conv(*point), jax.jvp(gradient, (point,), (direction,))
+
+        ours, theirs = jax.jit(lambda: (derivatives(fused), derivatives(apart)))()
+        assert ours[0].shape == (2, 6, 8, 2)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_upsampling_with_convolution_is_one_convolution_of_the_small_image(monkeypatch):
+    """2.25 times fewer products on every backend; the enlarged input does not exist."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    layer = layers.UpsampleConv(4, (3, 3), padding=1)
+    image = jnp.ones((2, 8, 8, 3))
+    variables = layer.init(KEY, image)
+    plain = layers.Conv(4, (3, 3), padding=1).init(KEY, image)
+    jax.tree.map(np.testing.assert_array_equal, variables, plain)
+    jaxpr = jax.make_jaxpr(layer.apply)(variables, image).jaxpr
+    (conv,) = [e for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    assert [v.aval.shape for v in conv.invars] == [(2, 8, 8, 3), (2, 2, 3, 16)]
+
+
+@pytest.mark.parametrize("size, strides, pad", [((5, 5), 1, 1), ((3, 3), 2, 1), ((3, 3), 1, 0)])
+def test_upsampling_with_another_convolution_is_refused(size, strides, pad):
+    layer = layers.UpsampleConv(4, size, strides=strides, padding=pad)
+    with pytest.raises(ValueError, match="has a 3×3 kernel, stride 1 and padding 1, not"):
+        layer.init(KEY, jnp.ones((1, 8, 8, 3)))
+
+
+def test_matrix_products_refuse_other_channels():
+    for form in (convolution.patches_convolution, convolution.rows_convolution):
+        with pytest.raises(ValueError, match="takes 2 channels, the image has 3"):
+            form(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 1)), (1, 1), "SAME")
 
 
 def test_one_by_one_convolution_is_one_matrix_product():
     image, kernel = jnp.ones((2, 40, 40, 8)), jnp.ones((1, 1, 8, 4))
     jaxpr = str(
         jax.make_jaxpr(
-            lambda x, k: layers.convolution(x, k, (1, 1), "VALID", dimension_numbers=NHWC)
+            lambda x, k: convolution.convolution(x, k, (1, 1), "VALID", dimension_numbers=NHWC)
         )(image, kernel)
     )
     assert "conv_general_dilated" not in jaxpr
@@ -127,7 +234,7 @@ def test_what_patches_do_not_cover_goes_to_xla(image_shape, kernel_shape, option
     padding = ((1, 1),) * len(strides)
     assert uses_xla(image, kernel, strides, padding, **options)
     np.testing.assert_array_equal(
-        layers.convolution(image, kernel, strides, padding, **options),
+        convolution.convolution(image, kernel, strides, padding, **options),
         lax.conv_general_dilated(image, kernel, strides, padding, **options),
     )
 
@@ -167,15 +274,22 @@ def test_batch_norm_statistics_are_global_over_the_axis():
         np.testing.assert_allclose(part, np.stack([full, full]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("height, width", [(4, 6), (5, 7), (2, 3)])
-def test_max_pool2_against_numpy(height, width):
-    x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
-    expected = np.empty((2, height // 2, width // 2, 3), np.float32)
-    for row in range(height // 2):
-        for column in range(width // 2):
-            window = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-            expected[:, row, column] = window.max((1, 2))
-    np.testing.assert_array_equal(layers.max_pool2(jnp.asarray(x)), expected)
+@pytest.mark.parametrize(
+    "pool, size, shapes",
+    [
+        (layers.max_pool2, 2, [(4, 6), (5, 7), (2, 3)]),
+        (layers.max_pool3, 3, [(7, 6), (3, 2), (4, 5)]),
+    ],
+)
+def test_max_pooling_against_numpy(pool, size, shapes):
+    for height, width in shapes:
+        x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32) - 9
+        expected = np.empty((2, height // 2, width // 2, 3), np.float32)
+        for row in range(height // 2):
+            for column in range(width // 2):
+                window = x[:, 2 * row : 2 * row + size, 2 * column : 2 * column + size]
+                expected[:, row, column] = window.max((1, 2))
+        np.testing.assert_array_equal(pool(jnp.asarray(x)), expected)
 
 
 def test_max_pool2_derivatives():
@@ -190,6 +304,21 @@ def test_max_pool2_derivatives():
         np.testing.assert_allclose(jax.grad(pooled_cube)(x), 3 * x**2 * is_maximum)
         second = jax.grad(lambda x: jnp.sum(jax.grad(pooled_cube)(x)))(x)
         np.testing.assert_allclose(second, 6 * x * is_maximum)
+
+
+def test_max_pool3_derivatives():
+    with jax.enable_x64(True):
+        x = normal((1, 6, 5, 2))
+
+        def pooled_cube(x):
+            return jnp.sum(layers.max_pool3(x) ** 3)
+
+        # How many of the overlapping windows each pixel is the maximum of.
+        pooled = layers.max_pool3(x)
+        times = jnp.sum(x[..., None, None] == pooled.transpose(0, 3, 1, 2)[:, None, None], (4, 5))
+        np.testing.assert_allclose(jax.grad(pooled_cube)(x), 3 * x**2 * times)
+        second = jax.grad(lambda x: jnp.sum(jax.grad(pooled_cube)(x)))(x)
+        np.testing.assert_allclose(second, 6 * x * times)
 
 
 def test_upsample2_repeats_pixels():

@@ -1,0 +1,35 @@
+"""Compute in bfloat16: layers only; parameters, inner step and losses stay float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkd_jax.meta import cosine
+from tests.conftest import build, tiny_config
+
+
+def dtypes(tree):
+    return {leaf.dtype for leaf in jax.tree.leaves(tree)}
+
+
+@pytest.mark.parametrize("method", ["lra-mb", pytest.param("lra-gr", marks=pytest.mark.slow)])
+def test_bfloat16_reaches_the_layers_and_nothing_else(method):
+    params, losses = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        steps, state, teacher = build(tiny_config(method, compute_dtype=dtype))
+        student = jax.jit(steps.student_step)
+        text = student.lower(state, teacher).as_text()
+        assert ("bf16" in text) == (dtype == "bfloat16")
+        before = state.student.params
+        state = jax.jit(steps.observe_step)(student(state, teacher), teacher)
+        state = student(state, teacher)
+        assert dtypes((state.student, state.replay, state.recent, state.totals)) <= {
+            jnp.dtype("float32"),
+            jnp.dtype("int32"),
+        }
+        params[dtype] = jax.tree.map(jnp.subtract, state.student.params, before)
+        losses[dtype] = float(state.totals.acquisition_loss)
+    assert losses["bfloat16"] != losses["float32"]
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
+    assert cosine(params["bfloat16"], params["float32"]) > 0.98  # the same direction
