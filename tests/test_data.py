@@ -1,14 +1,13 @@
-import io
-import json
 import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
-from dfkd_jax import data
+from dfkd_jax import data, tfds_data
+from dfkd_jax.data_table import SPECS
+from tests.prepared import encode, prepare_tfds, random_split
 
 
 @pytest.fixture(autouse=True)
@@ -16,61 +15,6 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder / "dfkd_jax"
-
-
-def encode(image, kind="PNG"):
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze()).save(
-        buffer, kind, **({"quality": 95} if kind != "PNG" else {})
-    )
-    return buffer.getvalue()
-
-
-def prepare_tfds(root, name, version, splits, image_shape, num_classes=10):
-    """Write what `tfds build --file_format=array_record` would, without TensorFlow."""
-    from array_record.python import array_record_module
-    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
-
-    folder = root / name / version
-    folder.mkdir(parents=True)
-    infos = []
-    for split, (images, labels) in splits.items():
-        path = folder / f"{name}-{split}.array_record-00000-of-00001"
-        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-        for image, label in zip(images, labels, strict=True):
-            encoded = tf_feature_pb2.BytesList(value=[encode(image)])
-            number = tf_feature_pb2.Int64List(value=[int(label)])
-            feature = {
-                "image": tf_feature_pb2.Feature(bytes_list=encoded),
-                "label": tf_feature_pb2.Feature(int64_list=number),
-            }
-            features = tf_feature_pb2.Features(feature=feature)
-            writer.write(tf_example_pb2.Example(features=features).SerializeToString())
-        writer.close()
-        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-        lengths = [str(len(labels))]
-        infos.append({"name": split, "shardLengths": lengths, "filepathTemplate": template})
-    module = "tensorflow_datasets.core.features."
-    image = {"dtype": "uint8", "shape": {"dimensions": [str(n) for n in image_shape]}}
-    features = {
-        "image": {"image": image, "pythonClassName": module + "image_feature.Image"},
-        "label": {
-            "classLabel": {"numClasses": str(num_classes)},
-            "pythonClassName": module + "class_label_feature.ClassLabel",
-        },
-    }
-    tree = {
-        "featuresDict": {"features": features},
-        "pythonClassName": module + "features_dict.FeaturesDict",
-    }
-    (folder / "features.json").write_text(json.dumps(tree))
-    info = {"name": name, "version": version, "fileFormat": "array_record", "splits": infos}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-
-
-def random_split(n, shape, seed):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (n, *shape), np.uint8), rng.integers(0, 10, n)
 
 
 @pytest.fixture
@@ -82,23 +26,34 @@ def mnist(tmp_path):
 
 
 def test_every_spec_is_complete():
-    for name in data.SPECS:
-        facts = data.spec(name)
+    for name, facts in SPECS.items():
+        assert facts.name == name
         assert len(facts.mean) == len(facts.std) == facts.image_shape[2]
         assert all(0 < value < 1 for value in facts.mean + facts.std)
 
 
-def test_an_unknown_name_is_refused_with_the_allowed_ones():
-    with pytest.raises(ValueError, match=r"config\.dataset\.name is 'minst' .* mnist, .*cifar10"):
-        data.spec("minst")
+def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="'validation' but must be 'train' or 'test'"):
-        data.load("digits", "validation")
+        data.load(SPECS["digits"], "validation")
+
+
+def test_validation_images_are_training_images_that_the_teacher_does_not_see():
+    whole = data.load(SPECS["digits"], "train")
+    rest = data.load(SPECS["digits"], "train", validation_size=100)
+    held_out = data.load(SPECS["digits"], "test", validation_size=100)
+    again = data.load(SPECS["digits"], "test", validation_size=100)
+    np.testing.assert_array_equal(held_out.images, again.images)
+    assert len(held_out.labels) == 100 and len(rest.labels) == len(whole.labels) - 100
+    together = np.concatenate([rest.images, held_out.images])
+    assert sorted(map(bytes, together)) == sorted(map(bytes, whole.images))
+    with pytest.raises(ValueError, match="validation_size is 5000; allowed is less"):
+        data.load(SPECS["digits"], "train", validation_size=5000)
 
 
 def test_digits_split_is_whole_disjoint_and_stratified():
     from sklearn.datasets import load_digits
 
-    train, test = data.load("digits", "train"), data.load("digits", "test")
+    train, test = data.load(SPECS["digits"], "train"), data.load(SPECS["digits"], "test")
     assert len(train.labels) + len(test.labels) == 1797
     # Each original image is in exactly one of the two (counted, should some be alike).
     together = np.concatenate([train.images, test.images]).reshape(1797, -1)
@@ -109,8 +64,8 @@ def test_digits_split_is_whole_disjoint_and_stratified():
 
 
 def test_digits_are_as_described():
-    images, labels = data.load("digits", "train")
-    facts = data.spec("digits")
+    images, labels = data.load(SPECS["digits"], "train")
+    facts = SPECS["digits"]
     assert images.dtype == np.uint8 and labels.dtype == np.int32
     assert images.shape[1:] == facts.image_shape and images.max() == 255
     np.testing.assert_allclose(images.mean() / 255, facts.mean[0], atol=5e-3)
@@ -119,14 +74,14 @@ def test_digits_are_as_described():
 
 def test_digits_split_is_fixed():
     # Written down, so that accuracies stay comparable across versions of every library.
-    test = data.load("digits", "test")
+    test = data.load(SPECS["digits"], "test")
     assert test.labels[:12].tolist() == [3, 5, 7, 3, 6, 9, 2, 6, 5, 0, 8, 7]
     assert np.bincount(test.labels).tolist() == [59, 61, 59, 61, 60, 61, 60, 60, 58, 60]
 
 
 def test_normalize_is_the_formula():
-    images, _ = data.load("digits", "test")
-    mean, std = data.spec("digits").mean, data.spec("digits").std
+    images, _ = data.load(SPECS["digits"], "test")
+    mean, std = SPECS["digits"].mean, SPECS["digits"].std
     out = jax.jit(data.normalize, static_argnums=(1, 2))(images, mean, std)
     assert out.dtype == jnp.float32 and out.shape == images.shape
     np.testing.assert_allclose(out, (images / 255 - mean[0]) / std[0], rtol=1e-5, atol=1e-6)
@@ -134,7 +89,7 @@ def test_normalize_is_the_formula():
 
 def test_normalize_works_per_channel_and_denormalize_undoes_it():
     images, _ = random_split(3, (4, 4, 3), 0)
-    _, _, mean, std, *_ = data.spec("cifar10")
+    _, _, _, mean, std, *_ = SPECS["cifar10"]
     out = data.normalize(images, mean, std)
     np.testing.assert_allclose(
         out[..., 2], (images[..., 2] / 255 - mean[2]) / std[2], rtol=1e-5, atol=1e-6
@@ -152,9 +107,9 @@ def test_normalizing_twice_is_refused():
 def test_a_prepared_data_set_is_read_and_padded(mnist):
     root, splits = mnist
     for split in ("train", "test"):
-        images, labels = data.load("mnist", split, root)
+        images, labels = data.load(SPECS["mnist"], split, root)
         assert images.dtype == np.uint8 and labels.dtype == np.int32
-        assert images.shape[1:] == data.spec("mnist").image_shape == (32, 32, 1)
+        assert images.shape[1:] == SPECS["mnist"].image_shape == (32, 32, 1)
         np.testing.assert_array_equal(images[:, 2:-2, 2:-2], splits[split][0])
         np.testing.assert_array_equal(labels, splits[split][1])
         # What is not the image is black.
@@ -169,20 +124,20 @@ def test_the_newest_whole_version_is_read(mnist):
     prepare_tfds(root, "mnist", "3.0.11", newer, shape)
     (root / "mnist/3.0.11/mnist-test.array_record-00000-of-00001").unlink()
     prepare_tfds(root, "mnist", "9.0.0.incomplete", newer, shape)
-    assert len(data.load("mnist", "train", root).labels) == 3
+    assert len(data.load(SPECS["mnist"], "train", root).labels) == 3
 
 
 def test_the_data_dir_of_the_environment_is_the_default(mnist, monkeypatch):
     root, splits = mnist
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
-    np.testing.assert_array_equal(data.load("mnist", "test").labels, splits["test"][1])
+    np.testing.assert_array_equal(data.load(SPECS["mnist"], "test").labels, splits["test"][1])
 
 
 def test_a_cached_read_equals_a_fresh_one(mnist, cache, monkeypatch):
-    fresh = data.load("mnist", "test", mnist[0])
+    fresh = data.load(SPECS["mnist"], "test", mnist[0])
     assert [file.suffix for file in cache.iterdir()] == [".npy"]
-    monkeypatch.setattr(data, "_read_tfds", None)  # fails if the files are read again
-    cached = data.load("mnist", "test", mnist[0])
+    monkeypatch.setattr(tfds_data, "read", None)  # fails if the files are read again
+    cached = data.load(SPECS["mnist"], "test", mnist[0])
     np.testing.assert_array_equal(cached.images, fresh.images)
     np.testing.assert_array_equal(cached.labels, fresh.labels)
     assert cached.images.flags.writeable and cached.images.flags.c_contiguous
@@ -190,31 +145,31 @@ def test_a_cached_read_equals_a_fresh_one(mnist, cache, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "text", "other type"])
 def test_a_damaged_cache_is_read_again_and_repaired(mnist, cache, damage):
-    fresh = data.load("mnist", "test", mnist[0])
+    fresh = data.load(SPECS["mnist"], "test", mnist[0])
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     if damage == "other type":
         np.save(file, np.zeros(7))
     else:
         file.write_bytes({"empty": b"", "truncated": whole[:-9], "text": b"no array"}[damage])
-    again = data.load("mnist", "test", mnist[0])
+    again = data.load(SPECS["mnist"], "test", mnist[0])
     np.testing.assert_array_equal(again.images, fresh.images)
     assert file.read_bytes() == whole
 
 
 def test_a_cache_of_other_files_is_not_used(mnist, tmp_path):
-    data.load("mnist", "test", mnist[0])
+    data.load(SPECS["mnist"], "test", mnist[0])
     shape = (28, 28, 1)
     other = {"train": random_split(5, shape, 4), "test": random_split(9, shape, 5)}
     prepare_tfds(tmp_path / "other", "mnist", "3.0.1", other, shape)
-    images = data.load("mnist", "test", tmp_path / "other").images
+    images = data.load(SPECS["mnist"], "test", tmp_path / "other").images
     np.testing.assert_array_equal(images[:, 2:-2, 2:-2], other["test"][0])
 
 
 def test_an_unwritable_cache_is_done_without(mnist, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert len(data.load("mnist", "test", mnist[0]).labels) == 7
+    assert len(data.load(SPECS["mnist"], "test", mnist[0]).labels) == 7
 
 
 def test_files_of_another_shape_or_class_are_refused(tmp_path):
@@ -222,30 +177,30 @@ def test_files_of_another_shape_or_class_are_refused(tmp_path):
     splits = {"train": random_split(2, shape, 0), "test": random_split(2, shape, 1)}
     prepare_tfds(tmp_path, "mnist", "3.0.1", splits, shape)
     with pytest.raises(ValueError, match="image 0 of mnist is 20×28"):
-        data.load("mnist", "test", tmp_path)
+        data.load(SPECS["mnist"], "test", tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in data.SPECS if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in SPECS if name != "digits"])
 def test_what_is_not_prepared_is_said_in_one_sentence(tmp_path, name):
-    for attempt in (data.check_prepared, lambda *args: data.load(args[0], "test", args[1])):
+    for attempt in (data.check_prepared, lambda spec, root: data.load(spec, "test", root)):
         with pytest.raises(FileNotFoundError) as caught:
-            attempt(name, tmp_path)
+            attempt(SPECS[name], tmp_path)
         sentence = str(caught.value)
         assert f"config.dataset.name is '{name}'" in sentence and str(tmp_path) in sentence
         assert "\n" not in sentence
-        if data.spec(name).tfds_name:
-            command = f"tfds build {data.spec(name).tfds_name} --file_format=array_record"
-            assert f"{command} --data_dir={tmp_path}" in sentence
+        if SPECS[name].tfds_name:
+            command = f"python -m dfkd_jax.prepare --dataset={name} --data_dir={tmp_path}"
+            assert command in sentence
         else:
             assert "tiny-imagenet-200.zip" in sentence
 
 
 def test_what_is_prepared_passes_the_check(mnist):
-    data.check_prepared("digits", mnist[0])
-    data.check_prepared("mnist", mnist[0])
+    data.check_prepared(SPECS["digits"], mnist[0])
+    data.check_prepared(SPECS["mnist"], mnist[0])
     (mnist[0] / "mnist/3.0.1/dataset_info.json").write_text("{")
     with pytest.raises(FileNotFoundError):
-        data.check_prepared("mnist", mnist[0])
+        data.check_prepared(SPECS["mnist"], mnist[0])
 
 
 @pytest.fixture
@@ -270,19 +225,19 @@ def tiny_imagenet(tmp_path):
 
 def test_tiny_imagenet_is_read_from_its_folder(tiny_imagenet):
     root, expected = tiny_imagenet
-    data.check_prepared("tiny_imagenet", root)
+    data.check_prepared(SPECS["tiny_imagenet"], root)
     train, test = (
-        data.load("tiny_imagenet", "train", root),
-        data.load("tiny_imagenet", "test", root),
+        data.load(SPECS["tiny_imagenet"], "train", root),
+        data.load(SPECS["tiny_imagenet"], "test", root),
     )
     assert train.labels.tolist() == list(range(200))
-    assert train.images.shape == (200, *data.spec("tiny_imagenet").image_shape)
+    assert train.images.shape == (200, *SPECS["tiny_imagenet"].image_shape)
     assert test.labels.tolist() == expected
     for images, labels in (train, test):
         # The colour names the class: images and labels belong together.
         difference = images.mean((1, 2)) - labels[:, None]
         assert np.abs(difference).max() <= 2
-    again = data.load("tiny_imagenet", "test", root)
+    again = data.load(SPECS["tiny_imagenet"], "test", root)
     np.testing.assert_array_equal(again.images, test.images)
 
 
@@ -290,10 +245,10 @@ def test_tiny_imagenet_is_read_from_its_folder(tiny_imagenet):
 def test_the_real_mnist():
     folder = os.environ["DFKD_DATA_DIR"]
     try:
-        data.check_prepared("mnist", folder)
+        data.check_prepared(SPECS["mnist"], folder)
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    images, labels = data.load("mnist", "test", folder)
+    images, labels = data.load(SPECS["mnist"], "test", folder)
     assert images.shape == (10_000, 32, 32, 1)
     assert np.bincount(labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     # The usual constants are those of the training images.

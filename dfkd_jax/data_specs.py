@@ -1,0 +1,110 @@
+"""The facts of the data set that a configuration describes: from the table, or its own."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from dfkd_jax import folder_data, results, teacher
+from dfkd_jax.data_table import SPECS, DatasetSpec
+
+# What has no line in the table: any folder of class folders, and no data at all.
+OWN = ("folder", "none")
+FIELDS = ("image_size", "channels", "num_classes", "mean", "std")  # of config.dataset
+
+
+def spec(config: ml_collections.ConfigDict) -> DatasetSpec:
+    """The facts of the data set that `config.dataset` describes.
+
+    Images are normalised as the card of a given teacher says, if it does: what they look like to a
+    network is the teacher's affair, not that of the table.
+
+    Of `folder` and `none`, a field that is None is taken from the card of
+    `config.teacher.checkpoint`, as images must be what the teacher takes; the classes of `folder`
+    are counted in any case.
+
+    Raises:
+      ValueError: no data set has that name, or a field is missing, impossible, or contradicts what
+        is known of the data set.
+      FileNotFoundError: `folder` is not there.
+    """
+    dataset = config.dataset
+    if dataset.name in OWN:
+        return _own(dataset, teacher_card(config))
+    if dataset.name not in SPECS:
+        allowed = ", ".join((*SPECS, *OWN))
+        raise ValueError(f"config.dataset.name is {dataset.name!r} but must be one of {allowed}.")
+    known = SPECS[dataset.name]
+    card = teacher_card(config)
+    if card.get("mean") is not None and card.get("std") is not None:
+        known = known._replace(mean=tuple(card["mean"]), std=tuple(card["std"]))
+    size, _, channels = known.image_shape
+    values = (size, channels, known.num_classes, known.mean, known.std)
+    for field, value in zip(FIELDS, values, strict=True):
+        if dataset[field] not in (None, value):
+            raise ValueError(
+                f"config.dataset.{field} is {dataset[field]!r} but {value!r} for the data set "
+                f"{dataset.name!r}; allowed is to leave it out."
+            )
+    return known
+
+
+def teacher_card(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What the teacher in `config.teacher.checkpoint` says of itself; empty if none is there.
+
+    Raises:
+      ValueError: its file is damaged.
+    """
+    directory = config.teacher.checkpoint
+    if directory is None or not teacher.is_teacher(directory):
+        return {}
+    return results.read_json(Path(directory) / teacher.CARD)
+
+
+def _own(dataset: ml_collections.ConfigDict, card: dict[str, Any]) -> DatasetSpec:
+    size, _, channels = card.get("image_shape", (None, None, None))
+    known = {**card, "image_size": size, "channels": channels}
+    if dataset.name == "folder":
+        known["num_classes"] = len(folder_data.class_names(dataset.data_dir, "test"))
+        if dataset.num_classes not in (None, known["num_classes"]):
+            raise ValueError(
+                f"config.dataset.num_classes is {dataset.num_classes} but "
+                f"{dataset.data_dir}/test holds {known['num_classes']} class folders."
+            )
+    values = {f: known.get(f) if dataset[f] is None else dataset[f] for f in FIELDS}
+    missing = [f"config.dataset.{field}" for field in FIELDS if values[field] is None]
+    if missing:
+        raise ValueError(
+            f"config.dataset.name is {dataset.name!r}, which needs {', '.join(missing)}, or a "
+            "config.teacher.checkpoint whose card says so."
+        )
+    size, channels, classes, mean, std = values.values()
+    each = f"one for each of {channels} channels"
+    allowed = {
+        "image_size": (_is_integer(size, 1), "1 or more"),
+        "channels": (channels in (1, 3), "1 or 3"),
+        "num_classes": (_is_integer(classes, 2), "2 or more"),
+        "mean": (_are_numbers(mean, channels), f"a tuple of numbers, {each}"),
+        "std": (
+            _are_numbers(std, channels) and min(std) > 0,
+            f"a tuple of numbers above 0, {each}",
+        ),
+    }
+    for field, (holds, words) in allowed.items():
+        if not holds:
+            raise ValueError(f"config.dataset.{field} is {values[field]!r}; allowed is {words}.")
+    return DatasetSpec(dataset.name, (size, size, channels), classes, tuple(mean), tuple(std))
+
+
+def _is_integer(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and len(values) == count
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
