@@ -6,6 +6,7 @@ Training one is the only use that a run makes of real training data.
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ import optax
 from flax import struct
 from rich.console import Console
 
-from dfkd_jax import checkpoint, results
-from dfkd_jax.data import DatasetSpec, Split, normalize
+from dfkd_jax import checkpoint, processes, results
+from dfkd_jax.data import Split, normalize
+from dfkd_jax.data_table import DatasetSpec
+from dfkd_jax.devices import WHOLE, Devices
 from dfkd_jax.evaluate import Accuracy, create_accuracy
 from dfkd_jax.progress import TEACHER_FIELDS, Progress
 from dfkd_jax.stop import Stopped
@@ -44,7 +47,7 @@ class TrainState:
 class Training(NamedTuple):
     """The pure functions of supervised training."""
 
-    init: Callable[[jax.Array], TrainState]
+    init: Callable[[int], TrainState]  # from the seed
     epoch: Callable[[TrainState], TrainState]
     steps_per_epoch: int
 
@@ -54,14 +57,23 @@ def is_teacher(directory: str | os.PathLike) -> bool:
     return (Path(directory) / CARD).is_file()
 
 
-def load_teacher(directory: str | os.PathLike, model: nn.Module, image_shape: tuple) -> Variables:
-    """The teacher's variables.
+def load_teacher(
+    directory: str | os.PathLike,
+    model: nn.Module,
+    image_shape: tuple,
+    devices: Devices | None = None,
+) -> Variables:
+    """The teacher's variables, a copy on each device.
 
     Raises:
       ValueError: the weights are not those of `model`; one sentence.
     """
     abstract = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((2, *image_shape)), train=False)
+    )
+    sharding = devices.shardings(WHOLE) if devices else None
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract
     )
     try:
         return checkpoint.load_variables(Path(directory) / WEIGHTS, abstract)
@@ -77,7 +89,9 @@ def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[
     # A network without batch norm has no such collection when it is loaded.
     variables = {name: collection for name, collection in variables.items() if collection}
     checkpoint.save_variables(Path(directory) / WEIGHTS, variables)
-    results.write_json(Path(directory) / CARD, card)
+    if processes.is_main():
+        results.write_json(Path(directory) / CARD, card)
+    processes.any_of(False)  # nobody looks for the card before it is there
 
 
 def augment(key: jax.Array, images: jax.Array, flip: bool, pad: int = 4) -> jax.Array:
@@ -99,20 +113,30 @@ def augment(key: jax.Array, images: jax.Array, flip: bool, pad: int = 4) -> jax.
 
 
 def create_training(
-    config: ml_collections.ConfigDict, model: nn.Module, train: Split, spec: DatasetSpec
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    train: Split,
+    spec: DatasetSpec,
+    devices: Devices | None = None,
 ) -> Training:
-    """SGD with momentum and cross-entropy; the training images stay on the device as uint8."""
+    """SGD with momentum and cross-entropy; the training images stay on the device as uint8.
+
+    Each of several devices holds all images and, by the compiler's partitioning, computes its share
+    of every batch; batch statistics are global.
+    """
+    devices = devices or Devices.first()
     count = len(train.labels)
-    batch_size = min(config.batch_size, count)
+    batch_size = min(config.batch_size, count) // devices.count * devices.count
     steps_per_epoch = count // batch_size
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps_per_epoch)
     optimizer = optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(schedule, momentum=0.9, nesterov=True),
     )
-    data = jax.device_put((train.images, train.labels))
+    data = devices.put((train.images, train.labels))
 
-    def init(key: jax.Array) -> TrainState:
+    def init(seed: int) -> TrainState:
+        key = jax.random.key(seed)
         variables = model.init(key, jnp.zeros((2, *spec.image_shape)), train=True)
         return TrainState(
             key=key,
@@ -132,7 +156,7 @@ def create_training(
     def step(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
         first = (state.step % steps_per_epoch) * batch_size
         chosen = jax.lax.dynamic_slice_in_dim(state.order, first, batch_size)
-        batch, targets = images[chosen], labels[chosen]
+        batch, targets = devices.split((images[chosen], labels[chosen]))
         if config.augment:
             key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
             batch = augment(key, batch, spec.flip)
@@ -157,8 +181,9 @@ def create_training(
             loss=state.loss + value,
         )
 
-    shuffle = jax.jit(shuffle, donate_argnums=0)
-    step = jax.jit(step, donate_argnums=0)
+    compile = partial(jax.jit, out_shardings=devices.shardings(WHOLE))
+    shuffle = compile(shuffle, donate_argnums=0)
+    step = compile(step, donate_argnums=0)
 
     def epoch(state: TrainState) -> TrainState:
         state = shuffle(state)
@@ -166,7 +191,7 @@ def create_training(
             state = step(state, *data)
         return state
 
-    return Training(init, epoch, steps_per_epoch)
+    return Training(compile(init), epoch, steps_per_epoch)
 
 
 def train_teacher(
@@ -176,6 +201,7 @@ def train_teacher(
     spec: DatasetSpec,
     accuracy: Accuracy,
     directory: Path,
+    devices: Devices,
     *,
     report: Callable[[dict[str, Any]], None],
     log: Callable[[str], None],
@@ -187,8 +213,8 @@ def train_teacher(
       The variables and a record of the training (`accuracy` in percent, `seconds`, `epochs`), or
       None if it was asked to stop; the epochs so far are saved then.
     """
-    training = create_training(config, model, train, spec)
-    state, history = jax.jit(training.init)(jax.random.key(config.seed)), []
+    training = create_training(config, model, train, spec, devices)
+    state, history = training.init(config.seed), []
     manager = checkpoint.open_checkpoints(directory / "checkpoints")
     restored = checkpoint.restore_latest(manager, state, log)
     if restored is not None:
@@ -206,7 +232,7 @@ def train_teacher(
         history = [*history, record]
         checkpoint.save(manager, epoch, state, history)
         report(record)
-        if stop_requested() and epoch < config.epochs:
+        if epoch < config.epochs and stop_requested():
             return None
     manager.close()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -226,6 +252,7 @@ def obtain_teacher(
     workdir: Path,
     console: Console,
     stop_requested: Callable[[], str | None],
+    devices: Devices | None = None,
 ) -> Variables:
     """Load the teacher from its checkpoint, or train and save it in `workdir`/teacher.
 
@@ -233,8 +260,9 @@ def obtain_teacher(
       ValueError: see `load_teacher`.
       Stopped: asked to stop while training; the epochs so far are saved.
     """
+    devices = devices or Devices.first()
     directory = Path(config.teacher.checkpoint or workdir / "teacher")
-    if not is_teacher(directory):
+    if not processes.from_main(is_teacher(directory)):
         fields = {"fields": TEACHER_FIELDS, "console": console}
         with Progress(config.teacher.epochs, description="teacher", **fields) as progress:
             progress.log(
@@ -247,14 +275,15 @@ def obtain_teacher(
                 model,
                 load("train"),
                 spec,
-                create_accuracy(model, test, spec),
+                create_accuracy(model, test, spec, devices=devices),
                 directory,
+                devices,
                 report=progress.update,
                 log=progress.log,
                 stop_requested=stop_requested,
             )
         if trained is None:
-            raise Stopped(f"{stop_requested()} came while training the teacher.")
+            raise Stopped("A signal came while training the teacher; its epochs are saved.")
         variables, record = trained
         card = {
             "model": config.teacher.model,
@@ -266,4 +295,4 @@ def obtain_teacher(
             **record,
         }
         save_teacher(directory, variables, card)
-    return load_teacher(directory, model, spec.image_shape)
+    return load_teacher(directory, model, spec.image_shape, devices)

@@ -1,0 +1,158 @@
+"""Command line: `python -m dfkd_jax.export DIR --format=safetensors|stablehlo|onnx`: take the
+student of a run elsewhere.
+
+DIR is the run's folder, finished or not; the newest whole checkpoint counts.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from dfkd_jax import results
+from dfkd_jax.checkpoint import DamagedCheckpoint
+from dfkd_jax.command_line import create_parser, fail
+from dfkd_jax.config import UserError
+from dfkd_jax.own_module import is_own
+from dfkd_jax.student import Student, load_student, logits_of
+from dfkd_jax.torch_layouts import to_torch
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def to_safetensors(student: Student) -> bytes:
+    """The weights; everything of the card is in the metadata, what is no text as JSON.
+
+    Names and axes are PyTorch's (`torch_layouts.to_torch`, metadata `names: torch`), of a module of
+    one's own Flax's, joined by "." (`names: flax`). Normalisation is not in it.
+    """
+    save = _import("safetensors.numpy", "export").save
+    if is_own(student.card["model"]):
+        flat = flatten_dict(student.variables, sep=".")
+        names, arrays = "flax", {name: np.ascontiguousarray(a) for name, a in flat.items()}
+    else:
+        names, arrays = "torch", to_torch(student.card["model"], student.variables)
+    card = {"names": names, "input": "(images in [0, 1] - mean) / std", **student.card}
+    return save(arrays, {k: v if isinstance(v, str) else json.dumps(v) for k, v in card.items()})
+
+
+def to_stablehlo(student: Student) -> bytes:
+    """`logits_of` as `jax.export` serialises it, for any batch size; see `PLATFORMS`."""
+    _import("flatbuffers", "export")
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, *student.card["image_shape"]), jnp.float32)
+    function = jax.jit(logits_of(student))
+    return bytes(jax.export.export(function, platforms=PLATFORMS)(images).serialize())
+
+
+def to_onnx(student: Student) -> bytes:
+    """`logits_of` as an ONNX graph for any batch size, the card in its metadata."""
+    convert = _import("jax2onnx", "onnx").to_onnx
+    graph = convert(
+        logits_of(student),
+        inputs=[("b", *student.card["image_shape"])],
+        model_name=student.card["model"],
+    )
+    card = {"input": "images (b, height, width, channels), float32 in [0, 1]", **student.card}
+    for key, value in card.items():
+        entry = graph.metadata_props.add()
+        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
+    return graph.SerializeToString()
+
+
+FORMATS = {"safetensors": to_safetensors, "stablehlo": to_stablehlo, "onnx": to_onnx}
+
+
+def export(folder: Path, format: str, output: Path) -> Path:
+    """Write `student.FORMAT`, `card.json` and `README.md` to a folder, each whole or not at all.
+
+    Args:
+      folder: of a run.
+      format: a key of `FORMATS`.
+      output: made if missing; files of these names are replaced.
+
+    Returns:
+      The file of the student.
+
+    Raises:
+      UserError, DamagedCheckpoint, ValueError: see `load_student`; a package is missing.
+      OSError: the folder cannot be written.
+    """
+    student = load_student(folder)
+    content = FORMATS[format](student)
+    path = output / f"student.{format}"
+    with results.replacing(path) as file:
+        file.write(content)
+    results.write_json(output / "card.json", student.card)
+    with results.replacing(output / "README.md") as file:
+        file.write(model_card(student.card).encode())
+    return path
+
+
+def model_card(card: dict[str, Any]) -> str:
+    """The card in words, as Markdown."""
+    height, width, channels = card["image_shape"]
+    teacher = card["teacher"]
+    of = f" from {teacher['source']}" if teacher["source"] else ""
+    tested = "" if card["accuracy"] is None else f" on {card['dataset']}"
+    return f"""# {card["model"]}, distilled without data
+
+| | |
+|---|---|
+| student | {card["model"]}, {card["num_classes"]} classes |
+| teacher | {teacher["model"]}{of}, {_percent(teacher["accuracy"])} |
+| method | {card["method"]}, seed {card["seed"]}, {card["epoch"]} epochs |
+| test accuracy | {_percent(card["accuracy"])}{tested} |
+| names the teacher's class | {_percent(card["agreement"])} of generated images |
+| images | {height}×{width}×{channels}, normalised with mean {card["mean"]}, std {card["std"]} |
+| made by | dfkd_jax {card["dfkd_jax"]} |
+
+`student.safetensors` holds weights only: give the network (images − mean) / std, images in [0, 1].
+`student.stablehlo` (read it with `jax.export.deserialize`) and `student.onnx` normalise themselves
+and take float32 images (batch, {height}, {width}, {channels}) in [0, 1]. All give logits.
+"""
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f} %"
+
+
+def _import(module: str, extra: str) -> Any:
+    try:
+        return __import__(module, fromlist=["*"])
+    except ImportError as error:
+        raise UserError(
+            f"--format needs the package {error.name}; install it with "
+            f"pip install 'dfkd-jax[{extra}]'."
+        ) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = create_parser("export", __doc__)
+    parser.add_argument("folder", metavar="DIR", type=Path, help="of a run")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="DIR/export by default")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export what the arguments name; the exit code."""
+    try:
+        given = _parser().parse_args(arguments)
+        print(export(given.folder, given.format, given.output or given.folder / "export"))
+    except (UserError, DamagedCheckpoint, ValueError, OSError) as error:
+        return fail(str(error), 2)
+    return 0
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # little to compute, and a run may hold the others
+    sys.exit(main())

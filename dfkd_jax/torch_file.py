@@ -1,0 +1,171 @@
+"""Reading the state dict of a PyTorch checkpoint, `.safetensors` or `torch.save`, as NumPy arrays.
+
+Nothing is unpickled but tensors and plain containers (`torch.load(weights_only=True)`), and what a
+file declares is compared with its size before it is read.
+"""
+
+import os
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+"""Keys under which training scripts put the state dict."""
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "resnet.")
+"""What wrapping modules (`DataParallel`, `torch.compile`, LRA's 64×64 ResNet) put before names."""
+
+EXPORT = "torch.save(model.state_dict(), 'weights.pt')"
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint by name, out of its wrapping and without common prefixes.
+
+    Args:
+      path: a `.safetensors` file; any other is read as one of `torch.save`.
+
+    Returns:
+      Arrays in PyTorch's layout; of torch.save, floating-point ones as float32.
+
+    Raises:
+      ValueError: the file cannot be read, is damaged, holds something else, or needs a package that
+        is not installed; one sentence that names it.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if path.suffix == ".safetensors":
+            content = _read_safetensors(path, size)
+        else:
+            content = _read_torch(path, size)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return _arrays(_without_prefixes(_unwrap(content, path)), path, size)
+
+
+def _read_safetensors(path: Path, size: int) -> Mapping[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise ValueError(_missing(path, "safetensors")) from error
+    with open(path, "rb") as file:
+        start = file.read(8)
+    # The file begins with the length of its header, 64 bits.
+    if len(start) < 8 or 8 + struct.unpack("<Q", start)[0] > size:
+        raise ValueError(f"{path} is damaged or no safetensors file: its header goes past its end.")
+    try:
+        return load_file(path)
+    except (SafetensorError, AttributeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged or no safetensors file: {reason}.") from error
+
+
+def _read_torch(path: Path, size: int) -> Any:
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    if is_zip:
+        _check_zip(path, size)
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(_missing(path, "PyTorch")) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on formats that are old but read
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage shows in as many ways as there are readers
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise ValueError(
+                f"{path} holds a pickled {refused[1][:100]} (a whole module, or something beside "
+                "the weights) and is not opened, as unpickling can run any code; where that class "
+                f"is defined, run {EXPORT} and convert the new file."
+            ) from error
+        raise ValueError(
+            f"{path} is damaged or no PyTorch checkpoint ({type(error).__name__}); allowed are "
+            f"a .safetensors file and what {EXPORT} writes."
+        ) from error
+
+
+def _check_zip(path: Path, size: int) -> None:
+    """`torch.save` stores without compression, so contents cannot be larger than their archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path} is damaged: its archive has no valid directory.") from error
+    if any(Path(entry.filename).name == "constants.pkl" for entry in entries):
+        raise ValueError(
+            f"{path} is a TorchScript program and no state dict; run "
+            f"model = torch.jit.load({path.name!r}), then {EXPORT}, and convert the new file."
+        )
+    declared = sum(entry.file_size for entry in entries)
+    if declared > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError(
+            f"{path} is no archive of torch.save: it has {size:,} bytes and declares {declared:,} "
+            "bytes of contents, which must be stored without compression."
+        )
+
+
+def _missing(path: Path, package: str) -> str:
+    return f"{path} cannot be read as {package} is not installed: pip install 'dfkd-jax[torch]'."
+
+
+def _unwrap(content: Any, path: Path) -> Mapping[str, Any]:
+    """The state dict inside of a training script's dictionary."""
+    while isinstance(content, Mapping):
+        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = content[inner[0]]
+    if isinstance(content, Mapping) and content and all(map(_is_tensor, content.values())):
+        return {str(name): value for name, value in content.items()}
+    if isinstance(content, Mapping):
+        keys = [repr(key)[:50] for key, value in content.items() if not _is_tensor(value)]
+        what = f"a dictionary with no tensor at {', '.join(keys[:5])}" if keys else "empty"
+    else:
+        what = f"a {type(content).__name__}"
+    raise ValueError(
+        f"{path} is no state dict but {what}; allowed is a dictionary of tensors, alone or under "
+        f"one of the keys {', '.join(WRAPPERS)}."
+    )
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _without_prefixes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Take off each prefix that all names share."""
+    found = True
+    while found:
+        found = [p for p in PREFIXES if all(name.startswith(p) for name in state_dict)]
+        for prefix in found[:1]:
+            state_dict = {name.removeprefix(prefix): a for name, a in state_dict.items()}
+    return dict(state_dict)
+
+
+def _arrays(state_dict: Mapping[str, Any], path: Path, size: int) -> dict[str, np.ndarray]:
+    # A tensor may repeat one stored number (stride 0), so its size is only what it claims.
+    numbers = sum(int(np.prod(array.shape, dtype=float)) for array in state_dict.values())
+    if numbers > size:
+        raise ValueError(f"{path} declares {numbers:,} numbers but has only {size:,} bytes.")
+    try:
+        return {name: _array(array) for name, array in state_dict.items()}
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, without data
+        reason = str(error).splitlines()[0][:200].rstrip(".")
+        raise ValueError(f"{path} holds tensors that are no plain arrays: {reason}.") from error
+
+
+def _array(tensor: Any) -> np.ndarray:
+    if not isinstance(tensor, np.ndarray):
+        # NumPy has no bfloat16.
+        tensor = (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+    return tensor

@@ -1,0 +1,160 @@
+"""Students taken elsewhere: the same logits there, and what the files say of them."""
+
+import json
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load
+
+from dfkd_jax import checkpoint, export, results, teacher
+from dfkd_jax.classifiers import create_classifier
+from dfkd_jax.config import to_dict
+from dfkd_jax.student import Student, load_student
+from tests.conftest import build, tiny_config
+
+MEAN, STD = [0.4], [0.3]
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run's folder with two checkpoints of an untrained student, the newer one damaged."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny_config(**{"student.model": "cnn_half"})
+    _, state, variables = build(config)
+    card = {"model": "cnn_half", "num_classes": 10, "image_shape": SHAPE, "accuracy": 98.5}
+    teacher.save_teacher(folder / "teacher", variables, {**card, "mean": MEAN, "std": STD})
+    results.write_json(folder / "config.json", to_dict(config))
+    later = state.replace(student_steps=state.student_steps + 1)
+    history = [{"epoch": i, "student_accuracy": 90.0 + i} for i in (1, 2)]
+    with checkpoint.open_checkpoints(folder / "checkpoints") as manager:
+        checkpoint.save(manager, 1, state, history[:1])
+        checkpoint.save(manager, 2, later, history)
+    (folder / "checkpoints" / "2" / "record" / "metadata").write_text("{}")
+    student = {"params": state.student.params, "batch_stats": state.student.batch_stats}
+    results.write_json(folder / "sum.json", {"sum": checksum(student)})
+    return folder
+
+
+def checksum(variables):
+    """The sum of all absolute values."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(variables)]
+    return float(sum(np.abs(leaf).sum() for leaf in leaves))
+
+
+def images(shape=SHAPE, count=3):
+    return np.random.default_rng(0).random((count, *shape), np.float32)
+
+
+def expected(student, x):
+    """The logits of images in [0, 1], not by the exported function."""
+    normalised = (x - np.float32(student.card["mean"])) / np.float32(student.card["std"])
+    return np.asarray(student.module.apply(student.variables, normalised, train=False)[0])
+
+
+def test_the_newest_whole_checkpoint_is_read_and_nothing_changed(folder):
+    before = sorted(folder.rglob("*"))
+    student = load_student(folder)
+    assert sorted(folder.rglob("*")) == before
+    assert (student.card["epoch"], student.card["accuracy"]) == (1, 91.0)
+    assert student.card["teacher"] == {"model": "cnn_half", "accuracy": 98.5, "source": None}
+    assert student.card["mean"] == MEAN and student.card["method"] == "lra-mb"
+    assert checksum(student.variables) == results.read_json(folder / "sum.json")["sum"]
+
+
+def test_safetensors_hold_the_weights_and_the_card(folder, tmp_path):
+    path = export.export(folder, "safetensors", tmp_path)
+    student = load_student(folder)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    assert metadata["names"] == "torch" and metadata["model"] == "cnn_half"
+    assert json.loads(metadata["std"]) == STD and json.loads(metadata["image_shape"]) == [8, 8, 1]
+    kernel = student.variables["params"]["conv1"]["kernel"]
+    weight = load(path.read_bytes())["conv1.weight"]
+    np.testing.assert_array_equal(weight, np.transpose(kernel, (3, 2, 0, 1)))
+    assert results.read_json(tmp_path / "card.json") == student.card
+    card = (tmp_path / "README.md").read_text()
+    assert all(words in card for words in ("cnn_half, 98.50 %", "lra-mb", "91.00 % on digits"))
+
+
+def test_the_card_of_a_student_without_data_names_no_data_set(folder):
+    card = load_student(folder).card | {"accuracy": None, "dataset": "none"}
+    assert "| test accuracy | not measured |" in export.model_card(card)
+
+
+def random_student(model, image_shape):
+    module = create_classifier(model, 10)
+    channels = image_shape[-1]
+    abstract = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
+    )
+    draw = np.random.default_rng(1)
+    variables = jax.tree.map(
+        lambda leaf: draw.uniform(0.05, 0.2, leaf.shape).astype(np.float32), abstract
+    )
+    card = {"model": model, "image_shape": image_shape}
+    return Student(module, variables, card | {"mean": [0.4] * channels, "std": [0.3] * channels})
+
+
+def test_safetensors_load_into_the_pytorch_network(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load
+
+    from tests import torch_twins
+
+    network = torch_twins.WideResNet(16, 1, 10).eval()
+    student = random_student("wrn16_1", (8, 8, 3))
+    network.load_state_dict(load(export.to_safetensors(student)), strict=True)
+    x = images((8, 8, 3))
+    normalised = (torch.from_numpy(x) - 0.4) / 0.3
+    with torch.no_grad():
+        logits, _ = network(normalised.permute(0, 3, 1, 2))
+    np.testing.assert_allclose(logits.numpy(), expected(student, x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_of_ones_own_keeps_its_names():
+    student = random_student("tests.test_own_module:Normed", SHAPE)
+    data = export.to_safetensors(student)
+    assert b'"names":"flax"' in data
+    np.testing.assert_array_equal(
+        load(data)["params.Dense_0.kernel"], student.variables["params"]["Dense_0"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("model, shape", [("cnn_half", SHAPE), ("lenet5_half", (32, 32, 1))])
+def test_stablehlo_takes_any_number_of_images_in_0_1(model, shape):
+    student = random_student(model, shape)
+    exported = jax.export.deserialize(bytearray(export.to_stablehlo(student)))
+    assert set(exported.platforms) == set(export.PLATFORMS)
+    for count in (1, 3):
+        x = images(shape, count)
+        np.testing.assert_allclose(exported.call(x), expected(student, x), rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_gives_the_same_logits():
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+    student = random_student("cnn_half", SHAPE)
+    session = runtime.InferenceSession(export.to_onnx(student))
+    (argument,) = session.get_inputs()
+    for count in (1, 3):
+        x = images(count=count)
+        (logits,) = session.run(None, {argument.name: x})
+        np.testing.assert_allclose(logits, expected(student, x), rtol=1e-4, atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["mean"]) == MEAN and "[0, 1]" in metadata["input"]
+
+
+def test_what_cannot_be_exported_is_one_sentence_and_writes_nothing(folder, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    flags = {"--format=safetensors": "holds no config.json", "--format=tflite": "'tflite'"}
+    for flag, words in flags.items():
+        assert export.main([str(empty), flag]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+    assert not list(empty.iterdir())

@@ -1,0 +1,209 @@
+"""Reading PyTorch's files: every wrapped form, and what is refused without being opened."""
+
+import json
+import os
+import pickle
+import struct
+import sys
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from dfkd_jax.torch_file import read_state_dict
+
+STATE_DICT = {
+    "conv.weight": np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3),
+    "bn.running_var": np.array([0.5, 2.0], np.float32),
+    "bn.num_batches_tracked": np.array(7),
+}
+
+
+def assert_state_dict(found):
+    assert found.keys() == STATE_DICT.keys()
+    for name, array in found.items():
+        assert array.dtype == STATE_DICT[name].dtype
+        np.testing.assert_array_equal(array, STATE_DICT[name])
+
+
+def refusal(file):
+    """The one sentence, which names the file; reading it has left nothing behind."""
+    before = sorted(file.parent.rglob("*"))
+    with pytest.raises(ValueError) as caught:
+        read_state_dict(file)
+    assert sorted(file.parent.rglob("*")) == before
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{file} ") and sentence.endswith(".") and "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "resnet.", "module.resnet.", "_orig_mod.module."]
+)
+def test_prefixes_that_all_names_share_are_taken_off(prefix, tmp_path):
+    file = tmp_path / "net.safetensors"
+    save_file({prefix + name: array for name, array in STATE_DICT.items()}, file)
+    assert_state_dict(read_state_dict(file))
+
+
+def test_a_prefix_of_some_names_stays(tmp_path):
+    file = tmp_path / "net.safetensors"
+    save_file({"net.a": np.ones(2), "b": np.ones(2)}, file)
+    assert set(read_state_dict(file)) == {"net.a", "b"}
+
+
+def write_zip(path, entries, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def lying_zip(path):
+    """Its directory declares an entry of a gigabyte."""
+    write_zip(path, {"archive/data.pkl": b"x", "archive/data/0": b"12345678"})
+    content = bytearray(path.read_bytes())
+    directory = content.rindex(b"PK\x01\x02")
+    content[directory + 24 : directory + 28] = struct.pack("<I", 2**30)
+    path.write_bytes(content)
+
+
+def compressed_zip(path):
+    write_zip(path, {"archive/data.pkl": bytes(10**6)}, zipfile.ZIP_DEFLATED)
+
+
+def half_a_zip(path):
+    write_zip(path, {"archive/data.pkl": b"x" * 1000})
+    path.write_bytes(path.read_bytes()[:600])
+
+
+def header(description, length=None):
+    text = json.dumps(description).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+GIANT = {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+ALIEN = {"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}
+
+
+def half_a_safetensors_file(path):
+    save_file({"fc.weight": np.ones((20, 30), np.float32)}, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+# None of these needs PyTorch to be refused.
+BAD_FILES = {
+    "missing.pt": (None, "No such file"),
+    "lying.pt": (lying_zip, "declares 1,073,741,825 bytes"),
+    "compressed.pth": (compressed_zip, "without compression"),
+    "half.pt": (half_a_zip, "damaged"),
+    "script.pt": (
+        lambda p: write_zip(p, {"net/constants.pkl": b""}),
+        "torch.jit.load('script.pt')",
+    ),
+    "empty.safetensors": (lambda p: p.write_bytes(b""), "past its end"),
+    "text.safetensors": (lambda p: p.write_bytes(b"no checkpoint at all"), "past its end"),
+    "long.safetensors": (lambda p: p.write_bytes(header({}, 2**62)), "past its end"),
+    "giant.safetensors": (lambda p: p.write_bytes(header(GIANT)), "damaged"),
+    "half.safetensors": (half_a_safetensors_file, "damaged"),
+    "none.safetensors": (lambda p: p.write_bytes(header({})), "no state dict but empty"),
+    "alien.safetensors": (lambda p: p.write_bytes(header(ALIEN) + b"0"), "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_one_sentence(name, tmp_path):
+    write, words = BAD_FILES[name]
+    if write is not None:
+        write(tmp_path / name)
+    assert words in refusal(tmp_path / name)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "net.pt").mkdir()
+    assert "Is a directory" in refusal(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("name, package", [("x.pt", "torch"), ("x.safetensors", "safetensors")])
+def test_a_missing_package_is_named_with_the_extra(name, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).write_bytes(b"anything")
+    assert "not installed: pip install 'dfkd-jax[torch]'" in refusal(tmp_path / name)
+
+
+WRAPPED = {
+    "plain": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3, "best_acc1": 0.5},
+    "model": lambda s: {"model": s, "optimizer": {"lr": 0.1}},
+    "net": lambda s: {"net": s, "acc": 94.0},
+    "nested": lambda s: {"model": {"state_dict": s}},
+    "module.": lambda s: {f"module.{name}": tensor for name, tensor in s.items()},
+    "resnet.": lambda s: {"net": {f"module.resnet.{name}": tensor for name, tensor in s.items()}},
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_wrapped_form(form, legacy, tmp_path):
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "net.pth"
+    tensors = {name: torch.tensor(array) for name, array in STATE_DICT.items()}
+    torch.save(WRAPPED[form](tensors), file, _use_new_zipfile_serialization=not legacy)
+    assert_state_dict(read_state_dict(file))
+
+
+class Bomb:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("module", ["Linear", "torch.save(model.state_dict(), 'weights.pt')"]),
+        ("old_module", ["Linear", "torch.save(model.state_dict(), 'weights.pt')"]),
+        ("script", ["TorchScript", "torch.jit.load"]),
+        ("bomb", ["mkdir", "not opened"]),
+        ("pickle", ["damaged or no PyTorch checkpoint"]),
+        ("text", ["damaged or no PyTorch checkpoint"]),
+        ("half_old", ["damaged or no PyTorch checkpoint"]),
+        ("list", ["no state dict but a list"]),
+        ("other_key", ["no tensor at 'weights'", "state_dict, model_state_dict, model, net"]),
+        ("repeated", ["declares 10,000,000,000 numbers"]),
+        ("sparse", ["no plain arrays"]),
+    ],
+)
+def test_files_of_pytorch_that_are_refused(name, words, tmp_path):
+    torch = pytest.importorskip("torch")
+    file = tmp_path / f"{name}.pt"
+    linear = torch.nn.Linear(2, 2)
+    if name == "script":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is deprecated
+            torch.jit.script(linear).save(file)
+    elif name == "pickle":
+        file.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    elif name == "text":
+        file.write_bytes(b"no checkpoint at all")
+    elif name == "half_old":
+        torch.save(linear.state_dict(), file, _use_new_zipfile_serialization=False)
+        file.write_bytes(file.read_bytes()[:300])
+    else:
+        contents = {
+            "module": linear,
+            "old_module": linear,
+            "bomb": {"state_dict": Bomb(tmp_path / "ran")},
+            "list": [1, 2],
+            "other_key": {"weights": linear.state_dict()},
+            "repeated": {"fc.weight": torch.zeros(1).expand(100_000, 100_000)},
+            "sparse": {"fc.weight": torch.zeros(2, 2).to_sparse()},
+        }
+        torch.save(contents[name], file, _use_new_zipfile_serialization=name != "old_module")
+    sentence = refusal(file)
+    assert all(word in sentence for word in words), sentence
