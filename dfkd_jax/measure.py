@@ -1,0 +1,111 @@
+"""What a step costs: time by the clock, work and memory by the compiler.
+
+A `Program` is the compiled steps of one configuration with a state to run them on. The teacher is
+untrained and the memory empty: neither changes what is computed.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dfkd_jax import data_specs
+from dfkd_jax.models import create_models
+from dfkd_jax.replay import create_replay
+from dfkd_jax.steps import create_steps
+
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+PRODUCT_SIDE = 2048  # of the matrices whose product measures the machine
+
+
+class Program:
+    """The steps of one configuration, compiled for the default device.
+
+    Attributes:
+      name: for tables.
+      clock: seconds so far; `time.process_time` counts the processor time of all threads.
+      compile_seconds: of the generator, student and observe step together.
+      flops: floating-point operations of a student step, as XLA counts them.
+      temp_bytes: temporary memory of a student step, beside state and teacher.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ml_collections.ConfigDict,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.name = name
+        self.clock = clock
+        self.config = config
+        spec = data_specs.spec(config)
+        models = create_models(config, spec.image_shape, spec.num_classes)
+        replay = create_replay(config, spec.image_shape, spec.num_classes)
+        steps = create_steps(config, models, replay, spec.image_shape)
+        self._state = jax.jit(steps.init)(jax.random.key(config.seed))
+        images = jnp.zeros((2, *spec.image_shape))
+        self._teacher = jax.jit(lambda key: models.teacher.init(key, images, train=False))(
+            jax.random.key(config.teacher.seed)
+        )
+        self._observes_after = steps.observes_after
+        started = time.perf_counter()
+        self._generator_step, self._student_step, self._observe_step = (
+            jax.jit(step, donate_argnums=0).lower(self._state, self._teacher).compile()
+            for step in (steps.generator_step, steps.student_step, steps.observe_step)
+        )
+        self.compile_seconds = time.perf_counter() - started
+        self.flops, self.temp_bytes = cost(self._student_step)
+
+    def student_step(self) -> float:
+        """Take one student step; its seconds."""
+        return self._timed(lambda: self._run(self._student_step))
+
+    def iteration(self) -> float:
+        """Generator steps, student steps and what the replay observes among them; the seconds."""
+
+        def work() -> None:
+            for _ in range(self.config.generator.steps):
+                self._run(self._generator_step)
+            for observes in self._observes_after:
+                self._run(self._student_step)
+                if observes:
+                    self._run(self._observe_step)
+
+        return self._timed(work)
+
+    def _run(self, step: Callable[[Any, Any], Any]) -> None:
+        self._state = step(self._state, self._teacher)
+
+    def _timed(self, work: Callable[[], None]) -> float:
+        started = self.clock()
+        work()
+        jax.block_until_ready(self._state)
+        return self.clock() - started
+
+
+def cost(compiled: Any) -> tuple[float, int]:
+    """(floating-point operations, temporary bytes) of a compiled function, as XLA counts them.
+
+    Neither depends on the speed of the machine. A loop's body is counted once.
+    """
+    return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+
+def product_rate(clock: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
+    """A function that measures the floating-point operations a second of a float32 product."""
+    matrix = jnp.asarray(
+        np.random.default_rng(0).normal(size=(PRODUCT_SIDE, PRODUCT_SIDE)), jnp.float32
+    )
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+
+    def measure() -> float:
+        started = clock()
+        product(matrix, matrix).block_until_ready()
+        return 2 * PRODUCT_SIDE**3 / (clock() - started)
+
+    return measure

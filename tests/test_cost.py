@@ -1,0 +1,100 @@
+"""A guard against regressions of cost, by counts that do not depend on the machine's speed."""
+
+import logging
+
+import jax
+import pytest
+
+from dfkd_jax import growth
+from dfkd_jax.measure import cost
+from tests.conftest import build, epoch_of, tiny_config
+
+
+@pytest.fixture
+def compile_as_users_do():
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+# Measured when this was written.
+ITERATION_FLOPS, ITERATION_BYTES = 56.5e6, 1.08e6
+
+
+def test_cost_of_a_compiled_iteration(compile_as_users_do):
+    """A generator and a student step of a small digits run in one program.
+
+    Counts differ a little between versions of the compiler; a factor is a regression.
+    """
+    config = tiny_config()
+    steps, state, teacher = build(config)
+
+    def iteration(state, teacher):
+        return steps.student_step(steps.generator_step(state, teacher), teacher)
+
+    flops, temp_bytes = cost(jax.jit(iteration).lower(state, teacher).compile())
+    assert flops < 1.15 * ITERATION_FLOPS
+    assert temp_bytes < 1.3 * ITERATION_BYTES
+
+
+def test_an_epoch_compiles_once_and_transfers_nothing(caplog):
+    config = tiny_config(loop="step")
+    steps, state, teacher = build(config)
+    epoch = epoch_of(config, steps)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        state, _ = epoch(state, teacher)
+        first = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+        caplog.clear()
+        with jax.transfer_guard("disallow"):
+            for _ in range(2):
+                state, _ = epoch(state, teacher)
+        later = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+    # The start of an epoch, generator, student and observe step, and the metrics.
+    assert len(first) == 5, first
+    assert later == []
+
+
+def test_what_growth_does_to_the_cost():
+    """The bank's capacity costs nothing in a step; a second inner step costs one more."""
+
+    def lowered(sweep, value):
+        config = tiny_config(**{"meta.variant": "exact_hvp"})
+        growth.SWEEPS[sweep][2](config, value)
+        steps, state, teacher = build(config)
+        return jax.jit(steps.student_step, donate_argnums=0).lower(state, teacher)
+
+    base, large, two = lowered("capacity", 2), lowered("capacity", 64), lowered("inner_steps", 2)
+    flops = [each.cost_analysis()["flops"] for each in (base, large, two)]
+    assert flops[1] <= 1.01 * flops[0]
+    assert 1.2 * flops[0] < flops[2] < 3 * flops[0]
+    assert cost(large.compile())[1] <= 1.05 * cost(base.compile())[1]
+
+
+def test_growth_is_drawn(tmp_path):
+    records = [
+        {
+            "sweep": sweep,
+            "value": value,
+            "seconds_per_student_step": 0.01 * value,
+            "seconds_per_iteration": 0.1 * value,
+            "compile_seconds": 1.0,
+            "temp_bytes": 2**20 * value,
+        }
+        for sweep in growth.SWEEPS
+        for value in (1, 2)
+    ]
+    growth.draw(records, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_every_sweep_is_measured(monkeypatch):
+    fewer = {
+        name: (label, lambda c, values_of=values_of: values_of(c)[:2], change)
+        for name, (label, values_of, change) in growth.SWEEPS.items()
+    }
+    monkeypatch.setattr(growth, "SWEEPS", fewer)  # compiling each takes seconds
+    records = growth.growth(tiny_config(**{"meta.variant": "first_order"}), rounds=2)
+    assert {r["sweep"] for r in records} == set(growth.SWEEPS)
+    assert len(records) == 2 * len(growth.SWEEPS)
+    assert all(r["seconds_per_iteration"] > 0 for r in records)
