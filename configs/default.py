@@ -20,13 +20,28 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     batch_size = config.get_oneway_ref("batch_size")
     config.iterations_per_epoch = 36 * (1024 // batch_size)
     config.loop = "auto"  # scan: an epoch is one compiled call; step: one call a step; auto
+    config.compute_dtype = "float32"  # of the layers; bfloat16 leaves parameters and losses float32
+
+    config.parallel = parallel = ml_collections.ConfigDict()
+    parallel.devices = 0  # how many share every batch; 0: all, of all processes
+    parallel.mapping = "pmap"  # or shard_map; the same numbers
 
     config.dataset = dataset = ml_collections.ConfigDict()
-    dataset.name = "cifar100"  # a key of dfkd_jax.data.SPECS
+    dataset.name = "cifar100"  # a key of dfkd_jax.data_table.SPECS, folder or none
     dataset.data_dir = placeholder(str)  # of tensorflow-datasets; None: its default folder
+    # More than 0: so many training images, drawn once and for all, are kept from the teacher and
+    # take the test images' place, to choose hyper-parameters without looking at these.
+    dataset.validation_size = 0
+    # folder: data_dir holds test/CLASS and train/CLASS with images. none: no data at all.
+    # Only these two need the following; None takes it from the card of teacher.checkpoint.
+    dataset.image_size = placeholder(int)  # H = W
+    dataset.channels = placeholder(int)  # 1 or 3
+    dataset.num_classes = placeholder(int)  # of folder it is counted
+    dataset.mean = placeholder(tuple)  # per channel, of images in [0, 1]; the teacher takes
+    dataset.std = placeholder(tuple)  # (images − mean) / std
 
     config.teacher = teacher = ml_collections.ConfigDict()
-    teacher.model = "resnet34"  # a key of dfkd_jax.classifiers.CLASSIFIERS
+    teacher.model = "resnet34"  # a key of dfkd_jax.classifiers.CLASSIFIERS, or "package.module:Net"
     teacher.checkpoint = placeholder(str)  # a trained teacher's folder; None: WORKDIR/teacher
     # How to train one where there is none:
     teacher.epochs = 200
@@ -38,8 +53,9 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
 
     config.student = student = ml_collections.ConfigDict()
     student.model = "resnet18"
-    student.learning_rate = 0.1  # SGD, cosine to 0 over the epochs, stepped once an epoch
-    student.momentum = 0.9
+    student.optimizer = "sgd"  # or adam
+    student.learning_rate = 0.1  # cosine to 0 over the epochs, stepped once an epoch
+    student.momentum = 0.9  # of sgd
     student.weight_decay = 5e-4
     student.steps = 10  # kd_iter: student steps per iteration, each on a fresh batch
 

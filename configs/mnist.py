@@ -1,28 +1,38 @@
 """MNIST padded to 32×32, LeNet-5 → LeNet-5-Half."""
 
 from configs import default
+from dfkd_jax.methods import apply_method
 
 
 def get_config(method: str = "lra-mb"):
-    """A budget for a small machine: 10,000 student steps of 128 images."""
+    """A budget for a small machine: 10,000 student steps of 128 images.
+
+    Chosen on 5,000 validation images. The teacher is trained without augmentation on purpose: of
+    one that has learned to tolerate shifts a student learns less in the same steps.
+    """
     config = default.get_config(method)
     config.dataset.name = "mnist"
     config.epochs = 50
     config.batch_size = 128
-    config.iterations_per_epoch = 20
+    config.iterations_per_epoch = 40
 
     config.teacher.model = "lenet5"
-    config.teacher.epochs = 10
+    config.teacher.epochs = 20
     config.teacher.learning_rate = 0.05
     config.teacher.augment = False
 
     config.student.model = "lenet5_half"
     config.student.learning_rate = 0.05
+    config.student.steps = 5
 
     config.generator.latent_dim = 100
     config.generator.channels = (32, 16)
     config.generator.learning_rate = 0.001
+    config.loss.adversarial_form = "l1"
 
-    config.meta.inner_lr = 0.1
-    config.replay.push_period = 1
-    return config
+    config.meta.inner_lr = 0.01  # with 0.1 L_acq grows without bound here
+    config.replay.entry_size = 64
+    config.replay.push_period = 10
+    config.replay.push_unit = "iteration"
+    config.replay.mix = True
+    return apply_method(config, method)  # whose losses win

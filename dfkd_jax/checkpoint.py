@@ -1,7 +1,8 @@
 """Checkpoints of a run: one per epoch, written whole or not at all, checked when read.
 
-Each holds a pytree of arrays, in orbax's own format, and the run's history as JSON with a checksum
-of the arrays. Nothing is ever unpickled.
+Each holds a pytree of arrays, in orbax's own format, the run's history as JSON, and the checksums
+of these files, written last. Arrays are whole whatever they were split over, so a run may go on
+with other devices or processes. Nothing is ever unpickled.
 """
 
 import os
@@ -15,6 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from dfkd_jax import processes, results
+
+SUMS = "checksums.json"
 History = list[dict[str, Any]]
 
 
@@ -42,14 +46,17 @@ def save(manager: ocp.CheckpointManager, epoch: int, state: Any, history: Histor
     Raises:
       SaveFailed: the file system refused; older checkpoints are untouched.
     """
-    record = {"history": history, "checksum": checksum(state)}
     try:
         manager.save(
             epoch,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                state=ocp.args.StandardSave(state),
+                record=ocp.args.JsonSave({"history": history}),
             ),
         )
+        if processes.is_main():
+            directory = _directory(manager, epoch)
+            results.write_json(directory / SUMS, file_checksums(directory))
     except Exception as error:  # orbax and its storage each have errors of their own
         reason = str(error).strip().split("\n")[0][:200]
         raise SaveFailed(
@@ -78,40 +85,81 @@ def restore_latest(
       DamagedCheckpoint: there are checkpoints and none can be read.
     """
     abstract_state = jax.tree.map(ocp.tree.to_shape_dtype_struct, abstract_state)
-    damaged = []
-    for epoch in sorted(manager.all_steps(), reverse=True):
-        if newest is not None and epoch > newest:
-            continue
-        try:
-            restored = manager.restore(
-                epoch,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), record=ocp.args.JsonRestore()
-                ),
-            )
-            state, record = restored["state"], restored["record"]
-            if checksum(state) != record["checksum"]:
-                raise ValueError("its checksum does not match")
-        except Exception as error:  # damage shows in as many ways as there are readers
-            reason = str(error).strip().split("\n")[0][:200]
-            damaged.append(epoch)
-            report(f"The checkpoint of epoch {epoch} is damaged and is left out: {reason}")
-            continue
-        for step in damaged:
-            manager.delete(step)
-        return state, record["history"]
-    if damaged:
+    epochs = sorted(manager.all_steps(), reverse=True)
+    if newest is not None:
+        epochs = [epoch for epoch in epochs if epoch <= newest]
+    damage = {}
+    for epoch in epochs:
+        if processes.is_main():
+            damage[epoch] = _damage(_directory(manager, epoch))
+        if not processes.any_of(bool(damage.get(epoch))):
+            break
+        report(f"The checkpoint of epoch {epoch} is damaged and is left out: {damage.get(epoch)}")
+    else:
+        if not epochs:
+            return None
         raise DamagedCheckpoint(
             f"None of the checkpoints in {manager.directory} can be read; "
             "remove that folder to start this run anew."
         )
-    return None
+    try:
+        restored = manager.restore(
+            epoch,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state), record=ocp.args.JsonRestore()
+            ),
+        )
+    except Exception as error:  # whole, but not what this program wrote
+        reason = str(error).strip().split("\n")[0][:200]
+        raise DamagedCheckpoint(
+            f"The checkpoint of epoch {epoch} in {manager.directory} does not fit this version of "
+            f"the program: {reason}"
+        ) from error
+    forget_after(manager, epoch, up_to=newest)
+    return restored["state"], restored["record"]["history"]
 
 
-def forget_after(manager: ocp.CheckpointManager, epoch: int) -> None:
-    """Remove the checkpoints of later epochs, which will be written again."""
+def read_newest(directory: Path, abstract_part: Any) -> tuple[Any, History] | None:
+    """Part of the newest whole state in `directory`, and its history; nothing is changed there.
+
+    Args:
+      directory: that `open_checkpoints` was given.
+      abstract_part: a pytree of shapes and dtypes whose names are those of the saved state, with
+        what is not wanted left out.
+
+    Returns:
+      The part as NumPy arrays, and the history; None if no checkpoint is whole.
+
+    Raises:
+      DamagedCheckpoint: it is whole, but has no such part.
+    """
+    epochs = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
+    whole = [directory / str(e) for e in epochs if _damage(directory / str(e)) is None]
+    if not whole:
+        return None
+    _quiet()
+    as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(np.ndarray, leaf.dtype), abstract_part)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            part = checkpointer.restore(
+                whole[0].absolute() / "state",
+                args=ocp.args.PyTreeRestore(
+                    abstract_part, restore_args=as_numpy, partial_restore=True
+                ),
+            )
+        shapes = [leaf.shape for leaf in jax.tree.leaves(abstract_part)]
+        if [leaf.shape for leaf in jax.tree.leaves(part)] != shapes:
+            raise ValueError("arrays of other shapes are in it")
+    except Exception as error:  # whole, but not what this program wrote
+        reason = str(error).strip().split("\n")[0][:200]
+        raise DamagedCheckpoint(f"The checkpoint {whole[0]} cannot be used: {reason}.") from error
+    return part, results.read_json(whole[0] / "record" / "metadata")["history"]
+
+
+def forget_after(manager: ocp.CheckpointManager, epoch: int, up_to: int | None = None) -> None:
+    """Remove the checkpoints of later epochs (of `up_to` at most), which will be written again."""
     for step in manager.all_steps():
-        if step > epoch:
+        if step > epoch and (up_to is None or step <= up_to):
             manager.delete(step)
 
 
@@ -120,14 +168,37 @@ def _quiet() -> None:
     logging.set_verbosity(logging.ERROR)
 
 
-def checksum(tree: Any) -> int:
-    """CRC-32 over the bytes of all leaves, in order."""
+def file_checksums(directory: Path) -> dict[str, int]:
+    """CRC-32 of every file below `directory` by its relative path, but for the list itself."""
+    return {
+        str(path.relative_to(directory)): _crc(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != SUMS
+    }
+
+
+def _crc(path: Path) -> int:
     crc = 0
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        crc = zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8).data, crc)
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            crc = zlib.crc32(block, crc)
     return crc
+
+
+def _damage(directory: Path) -> str | None:
+    """What is wrong with the files of one checkpoint; None if nothing is."""
+    try:
+        expected, found = results.read_json(directory / SUMS), file_checksums(directory)
+    except FileNotFoundError:
+        return "it was not finished"
+    except (OSError, ValueError) as error:
+        return str(error)
+    wrong = [name for name, crc in expected.items() if found.get(name) != crc]
+    return f"{wrong[0]} is not what was written" if wrong else None
+
+
+def _directory(manager: ocp.CheckpointManager, epoch: int) -> Path:
+    return Path(manager.directory) / str(epoch)
 
 
 def save_variables(directory: str | os.PathLike, variables: Any) -> None:

@@ -16,10 +16,13 @@ from typing import NamedTuple
 
 import ml_collections
 
-from dfkd_jax import data, teacher, train
+from dfkd_jax import data, data_specs, teacher, train
+from dfkd_jax import devices as devices_lib
 from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
+from dfkd_jax.compilation_cache import keep_compiled_programs
 from dfkd_jax.config import UserError
 from dfkd_jax.host_memory import keep_freed_memory
+from dfkd_jax.models import create_models
 from dfkd_jax.progress import default_console
 from dfkd_jax.stop import Stopped, stop_requests
 
@@ -40,15 +43,16 @@ class Outcome(NamedTuple):
 
 def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     """Train the teacher of `config` in `workdir`/teacher, or go on with it; for `in_child`."""
-    spec = data.spec(config.dataset.name)
-
-    def load(split: str) -> data.Split:
-        return data.load(config.dataset.name, split, data_dir=config.dataset.data_dir)
-
-    model = train.create_models(config, spec).teacher
+    spec = data_specs.spec(config)
+    load = data.loader(config, spec)
+    model = create_models(config, spec.image_shape, spec.num_classes).teacher
+    devices = devices_lib.choose(config)
     with stop_requests() as stop_requested:
-        arguments = (config, model, spec, load, load("test"), Path(workdir), default_console())
-        teacher.obtain_teacher(*arguments, stop_requested)
+        try:
+            arguments = (config, model, spec, load, load("test"), Path(workdir), default_console())
+            teacher.obtain_teacher(*arguments, stop_requested, devices)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def run_seeds(
@@ -131,6 +135,7 @@ def _child(function: Callable[..., None], arguments: tuple, log: str, sender: Co
     sys.stdout.reconfigure(line_buffering=True)
     print(time.strftime("%Y-%m-%d %H:%M:%S"), "started")
     keep_freed_memory()
+    keep_compiled_programs()
     # A shell's background jobs start with SIGINT ignored, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -1,12 +1,15 @@
 """What the commands share: their flags, and one sentence for what is wrong with them."""
 
+import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NoReturn
 
-import ml_collections
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from dfkd_jax.config import UserError, get
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration, and after a colon the method: configs/digits.py:mb-dfkd."
@@ -31,8 +34,9 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
-def configurations() -> Callable[[str], ml_collections.ConfigDict]:
-    """method ↦ the configuration that --config names, with the command line's fields set.
+def configurations() -> Callable[..., ConfigDict]:
+    """(method, **fields) ↦ the configuration that --config names, with the command line's fields
+    set, and then these, given as text.
 
     Raises:
       ValueError: --config has a method of its own.
@@ -47,24 +51,32 @@ def configurations() -> Callable[[str], ml_collections.ConfigDict]:
             f"and the method is given as --methods={method}."
         )
 
-    def load(method: str) -> ml_collections.ConfigDict:
-        return with_overrides(f"{filename}:{method}", overrides)
+    def load(method: str, **fields: str) -> ConfigDict:
+        return with_overrides(f"{filename}:{method}", overrides, fields)
 
     return load
 
 
-def with_overrides(filename: str, overrides: dict[str, Any]) -> ml_collections.ConfigDict:
+def with_overrides(
+    filename: str, overrides: dict[str, Any], texts: Mapping[str, str] = MappingProxyType({})
+) -> ConfigDict:
     """The configuration of a file such as "configs/digits.py:lra-mb", some fields set after it.
+
+    Args:
+      filename: the file, and a method after a colon.
+      overrides: field ↦ value.
+      texts: field ↦ value as on the command line; they win.
 
     Raises:
       Any of `FLAG_ERRORS`: the file refuses the method, or has no such field.
     """
     # Flags of its own, as the command line's are parsed already.
-    arguments = ["", f"--config={filename}"]
+    arguments = ["", f"--config={filename}", *(f"--config.{f}={v}" for f, v in texts.items())]
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     values(arguments)
-    holder.value.update_from_flattened_dict(overrides)
+    parsed = {field: get(holder.value, field) for field in texts}
+    holder.value.update_from_flattened_dict({**overrides, **parsed})
     return holder.value
 
 
@@ -79,6 +91,19 @@ def sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     return text.split("Error: ", 1)[-1]
+
+
+def create_parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """For the commands that take files and need no configuration; refuses by `UserError`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m dfkd_jax.{command}", description=description, allow_abbrev=False
+    )
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags.")
+
+    parser.error = refuse  # one sentence, without the usage before it
+    return parser
 
 
 def fail(text: str, code: int) -> int:

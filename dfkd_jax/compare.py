@@ -2,9 +2,11 @@
 
 `python -m dfkd_jax.compare --config=configs/digits.py --methods=mb-dfkd,lra-mb --seeds=5
 --workdir=DIR` runs every combination in DIR/runs/LABEL/seedN and writes the report to DIR. The same
-command goes on where it was stopped.
+command goes on where it was stopped. `--vary=meta.inner_lr=0.01,0.1` runs each combination with
+each value of a field.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,18 +21,21 @@ from dfkd_jax import config as config_lib
 from dfkd_jax.child_process import in_child, run_seeds, train_teacher
 from dfkd_jax.command_line import CONFIG, FLAG_ERRORS, WORKDIR, fail
 from dfkd_jax.config import UserError
+from dfkd_jax.gradients_flag import chosen_gradients
 from dfkd_jax.meta import VARIANTS
 from dfkd_jax.methods import METHODS
+from dfkd_jax.outputs import method_names
 from dfkd_jax.overall_progress import OverallProgress
 from dfkd_jax.stop import Stopped, stop_requests
 from dfkd_jax.teacher import is_teacher
-from dfkd_jax.train import method_names
 
 METHODS_FLAG = flags.DEFINE_list("methods", [], f"Methods: {', '.join(METHODS)}.")
-GRADIENTS = flags.DEFINE_list("gradients", ["exact"], f"Of meta methods: {', '.join(VARIANTS)}.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from config.seed on.")
 BASELINE = flags.DEFINE_string("baseline", None, "Label to compare with; mb-dfkd by default.")
 VECTORIZE = flags.DEFINE_boolean("vectorize_seeds", False, "All seeds of a method at once.")
+VARY = flags.DEFINE_multi_string(
+    "vary", [], "FIELD=VALUE,VALUE: every combination with each value; given again, with all pairs."
+)
 flags.adopt_module_key_flags(command_line)  # --help shows them
 
 # Fields that a comparison sets itself, and the flag that sets them.
@@ -65,10 +70,11 @@ class Job(NamedTuple):
 
 
 def combinations(
-    load: Callable[[str], ml_collections.ConfigDict],
+    load: Callable[..., ml_collections.ConfigDict],
     methods: Sequence[str],
     gradients: Sequence[str],
     workdir: Path,
+    varied: Sequence[dict[str, str]] = ({},),
 ) -> list[Combination]:
     """The configurations to run.
 
@@ -76,10 +82,11 @@ def combinations(
     `gradients`. Without config.teacher.checkpoint their teacher is the one in `workdir`/teacher.
 
     Args:
-      load: method ↦ a fresh configuration.
+      load: method and fields ↦ a fresh configuration.
       methods: keys of `METHODS`.
       gradients: keys of `VARIANTS`.
       workdir: of the comparison.
+      varied: see `settings`; the fields are named in the label.
 
     Raises:
       UserError: an unknown or no method or gradient, or a field that cannot work.
@@ -89,24 +96,49 @@ def combinations(
     found: dict[str, Combination] = {}
     try:
         for method in dict.fromkeys(methods):
-            own = load(method).meta.variant
-            for gradient in [own] if own in run_folders.JOINT else gradients:
-                config = load(method)
+            own = load(method, **varied[0]).meta.variant
+            chosen = [own] if own in run_folders.JOINT else gradients
+            for gradient, fields in itertools.product(chosen, varied):
+                config = load(method, **fields)
                 config.meta.variant = gradient
                 config_lib.check(config)
                 if config.teacher.checkpoint is None:
-                    config.teacher.checkpoint = str((workdir / "teacher").resolve())
+                    config.teacher.checkpoint = str(workdir / "teacher")
                     if is_teacher(config.teacher.checkpoint):
                         config_lib.check(config)
                 label = run_folders.label(method, gradient, config.meta.objective)
+                label = " ".join([label, *(f"{f}={config_lib.get(config, f)}" for f in fields)])
                 found[label] = Combination(label, config)
     except FLAG_ERRORS as error:
         raise UserError(command_line.sentence(error)) from error
     return list(found.values())
 
 
-def _configurations() -> Callable[[str], ml_collections.ConfigDict]:
-    """method ↦ configuration, from the command line; UserError if that sets what it must not."""
+def settings(varied: Sequence[str]) -> list[dict[str, str]]:
+    """Every choice of one value for each field of --vary; one empty choice without.
+
+    Args:
+      varied: such as "meta.inner_lr=0.01,0.1".
+
+    Raises:
+      UserError: it is not of that form, or a field is set by another flag.
+    """
+    choices: dict[str, list[str]] = {}
+    for given in varied:
+        field, _, values = given.partition("=")
+        if not field or not all(values.split(",")):
+            raise UserError(f"--vary is {given!r}; allowed is FIELD=VALUE,VALUE.")
+        if field in RESERVED or field == "seed":
+            flag = RESERVED.get(field, "--seeds")
+            raise UserError(f"--vary is {given!r}; {field} is set by {flag}.")
+        choices[field] = values.split(",")
+    return [
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    ]
+
+
+def _configurations() -> Callable[..., ml_collections.ConfigDict]:
+    """Configurations of the command line; UserError if that sets what it must not."""
     for field, flag in RESERVED.items():
         if field in config_flags.get_override_values(flags.FLAGS[CONFIG.name]):
             raise UserError(f"--config.{field} is set by {flag} in a comparison; give that.")
@@ -144,7 +176,7 @@ def plan(
         todo = {}
         first = config.seed
         for seed in range(first, first + seeds):
-            folder = workdir / "runs" / label / f"seed{seed}"
+            folder = workdir / "runs" / label.replace(" ", "_") / f"seed{seed}"
             own = config.copy_and_resolve_references()
             own.seed = seed
             if run_folders.is_finished(own, folder):
@@ -228,10 +260,11 @@ def main(arguments: Sequence[str]) -> int | None:
     del arguments
     if WORKDIR.value is None:
         return fail("--workdir is missing; give the folder for the comparison's results.", 2)
-    workdir = Path(WORKDIR.value).absolute()
+    workdir = Path(WORKDIR.value)  # as given: what is kept of runs in a repository has no home
     try:
-        methods, gradients = METHODS_FLAG.value, GRADIENTS.value
-        found = combinations(_configurations(), methods, gradients, workdir)
+        methods, variants = METHODS_FLAG.value, chosen_gradients(default=["exact"])
+        varied = settings(VARY.value)
+        found = combinations(_configurations(), methods, variants, workdir, varied)
         if BASELINE.value is not None:
             report.choose_baseline([c.label for c in found], BASELINE.value)
         jobs, finished = plan(found, SEEDS.value, workdir, VECTORIZE.value)

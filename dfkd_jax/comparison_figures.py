@@ -6,7 +6,6 @@ none; solid and filled: a meta-gradient. Bands and bars are 95 % intervals over 
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dfkd_jax.figures import BLUE, GREEN, GREY, ORANGE, PURPLE
-from dfkd_jax.results import ACCURACY, replacing
+from dfkd_jax import run_folders
+from dfkd_jax.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, panel, save
+from dfkd_jax.results import ACCURACY, AGREEMENT
 from dfkd_jax.run_folders import Run, is_joint
 from dfkd_jax.statistics import band, mean_interval
 
@@ -26,6 +26,26 @@ COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#222222")
 COLORS += ("#882255", "#999933", "#332288")
 MARKERS = "osD^vPX<>p"
 SCHEMES = {"memory_bank": "memory bank", "generative": "generative replay", "none": "no replay"}
+
+
+class Quality(NamedTuple):
+    """What the curves show of a student, percent."""
+
+    key: str  # in a record
+    final: str  # in a summary
+    title: str
+    unit: str
+
+
+QUALITIES = {  # by what `run_folders.quality` names
+    "accuracy": Quality(ACCURACY, "final_accuracy", "accuracy on the test set", "top-1, %"),
+    "agreement": Quality(
+        AGREEMENT,
+        "final_agreement",
+        "agreement with the teacher on generated images",
+        "same class, %",
+    ),
+}
 
 
 class Style(NamedTuple):
@@ -39,6 +59,9 @@ class Style(NamedTuple):
 def learning_evolution(groups: Groups, path: str | os.PathLike) -> None:
     """Draw mean test accuracy per epoch for each label, the teacher's dashed.
 
+    Where no run has data to test on, agreement with the teacher takes the accuracy's place, here
+    and in the other figures.
+
     Args:
       groups: label ↦ its finished runs; at least one.
       path: the file, replaced atomically; its ending sets the format (.png, .pdf, .svg).
@@ -46,16 +69,17 @@ def learning_evolution(groups: Groups, path: str | os.PathLike) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    figure, axes = _single("accuracy on the test set over the epochs", "top-1, %")
-    _curves(axes, groups, ACCURACY, _styles(groups))
+    quality = _quality(groups)
+    figure, axes = _single(f"{quality.title} over the epochs", quality.unit)
+    _curves(axes, groups, quality.key, _styles(groups))
     _teachers(axes, groups)
     _legend(figure, [axes])
-    _save(figure, path)
+    save(figure, path)
 
 
 def replay_schemes(groups: Groups, path: str | os.PathLike) -> None:
     """Draw accuracy per epoch in one panel for each replay scheme; arguments as above."""
-    styles = _styles(groups)
+    styles, quality = _styles(groups), _quality(groups)
     kinds = {kind: None for kind in ("memory_bank", "generative")}  # shown even without runs
     for runs in groups.values():
         kinds.setdefault(runs[0].summary.get("replay", "none"))
@@ -63,19 +87,19 @@ def replay_schemes(groups: Groups, path: str | os.PathLike) -> None:
     figure = _figure(max(4.2 * len(kinds), 7) + 1.5, 4.2)
     panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
-        _panel(axes, SCHEMES.get(kind, kind.replace("_", " ")), "")
+        _over_epochs(axes, SCHEMES.get(kind, kind.replace("_", " ")), "")
         shown = {n: r for n, r in groups.items() if r[0].summary.get("replay", "none") == kind}
         if shown:
-            _curves(axes, shown, ACCURACY, styles)
+            _curves(axes, shown, quality.key, styles)
         else:
             _say(axes, "no runs")
-    panels[0].set_ylabel("top-1 on the test set, %")
-    measured = [v for runs in groups.values() for run in runs for v in _curve(run, ACCURACY)]
+    panels[0].set_ylabel(f"{quality.title}, %")
+    measured = [v for runs in groups.values() for run in runs for v in _curve(run, quality.key)]
     _limits(panels[0], measured)
     for axes in panels:
         _teachers(axes, groups)
     _legend(figure, panels)
-    _save(figure, path)
+    save(figure, path)
 
 
 def alignment(groups: Groups, path: str | os.PathLike) -> None:
@@ -85,7 +109,7 @@ def alignment(groups: Groups, path: str | os.PathLike) -> None:
     axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
     _curves(axes, groups, "gradient_alignment", _styles(groups), lower=-1, upper=1)
     _legend(figure, [axes])
-    _save(figure, path)
+    save(figure, path)
 
 
 def forgetting(groups: Groups, path: str | os.PathLike) -> None:
@@ -94,18 +118,19 @@ def forgetting(groups: Groups, path: str | os.PathLike) -> None:
     figure, axes = _single(title, "same class, %")
     _curves(axes, groups, "early_agreement", _styles(groups), lower=0, upper=100)
     _legend(figure, [axes])
-    _save(figure, path)
+    save(figure, path)
 
 
 def final_accuracy(groups: Groups, path: str | os.PathLike) -> None:
     """Draw the last epoch's accuracy of each seed, mean and interval; arguments as above."""
     figure = _figure(8, 1.4 + 0.42 * len(groups))
     axes = figure.subplots()
-    axes.set_title("accuracy after the last epoch", fontsize=10, loc="left", weight="bold")
+    quality = _quality(groups)
+    axes.set_title(f"{quality.title} after the last epoch", fontsize=10, loc="left", weight="bold")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
-    finals = {n: [run.summary.get("final_accuracy") for run in r] for n, r in groups.items()}
+    finals = {n: [run.summary.get(quality.final) for run in r] for n, r in groups.items()}
     for row, (name, style) in enumerate(_styles(groups).items()):
         values = np.array([np.nan if v is None else v for v in finals[name]], float)
         # Apart, so that the bar does not cover the dots.
@@ -123,8 +148,8 @@ def final_accuracy(groups: Groups, path: str | os.PathLike) -> None:
     axes.set_yticks(range(len(finals)), list(finals))
     axes.set_ylim(len(finals) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("top-1 on the test set, %; small dots: seeds, bar: mean and 95 % interval")
-    _save(figure, path)
+    axes.set_xlabel(f"{quality.unit}; small dots: seeds, bar: mean and 95 % interval")
+    save(figure, path)
 
 
 def _styles(groups: Groups) -> dict[str, Style]:
@@ -132,6 +157,10 @@ def _styles(groups: Groups) -> dict[str, Style]:
         name: Style(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], is_joint(runs[0]))
         for i, (name, runs) in enumerate(groups.items())
     }
+
+
+def _quality(groups: Groups) -> Quality:
+    return QUALITIES[run_folders.quality(groups)]
 
 
 def _curve(run: Run, key: str) -> list[float]:
@@ -210,7 +239,7 @@ def _teachers(axes: Axes, groups: Groups) -> None:
 def _single(title: str, unit: str) -> tuple[Figure, Axes]:
     figure = _figure(9, 4.6)
     axes = figure.subplots()
-    _panel(axes, title, unit)
+    _over_epochs(axes, title, unit)
     return figure, axes
 
 
@@ -220,14 +249,10 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, title: str, unit: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left", weight="bold")
-    axes.set_ylabel(unit)
+def _over_epochs(axes: Axes, title: str, unit: str) -> None:
+    panel(axes, title, unit)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _say(axes: Axes, words: str) -> None:
@@ -246,9 +271,3 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     figure.legend(
         handles, names, loc="outside right upper", fontsize=8, frameon=False, handlelength=3.2
     )
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    kind = Path(path).suffix.removeprefix(".") or "png"
-    with replacing(path) as file:
-        figure.savefig(file, format=kind, dpi=150)

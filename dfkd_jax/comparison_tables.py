@@ -24,23 +24,12 @@ class Measure(NamedTuple):
     paired: bool = False  # compared with the baseline
 
 
-MEASURES = (
-    Measure(
-        "mean_accuracy",
-        "μ ↑ (%)",
-        "the mean of the student's test accuracy over all epochs of a run: how much it knows all "
-        "along, which counts where no test data says when to stop",
-        paired=True,
-    ),
-    Measure(
-        "accuracy_variance",
-        "σ² ↓ (%²)",
-        "the variance of that accuracy over the epochs of a run (divided by their number), "
-        "averaged over seeds: slow learning and forgetting both raise it",
-        paired=True,
-    ),
-    Measure("max_accuracy", "Acc_max ↑ (%)", "the best epoch's test accuracy"),
-    Measure("final_accuracy", "final ↑ (%)", "the last epoch's test accuracy", paired=True),
+# What `run_folders.quality` names, in words, and the title of its maximum.
+_QUALITIES = {
+    "accuracy": ("test accuracy", "Acc_max"),
+    "agreement": ("agreement with the teacher on fresh generated images", "max"),
+}
+_COSTS = (
     Measure(
         "seconds_per_student_step",
         "s / student step ↓",
@@ -59,8 +48,7 @@ MEASURES = (
     ),
 )
 
-EXPLANATIONS = (
-    *((measure.title, measure.meaning + ".") for measure in MEASURES),
+_TERMS = (
     (
         "±",
         "half the width of the 95 % interval of the mean over seeds, by Student's t; "
@@ -75,6 +63,35 @@ EXPLANATIONS = (
 )
 
 
+def measures(quality: str) -> tuple[Measure, ...]:
+    """What the tables show where `run_folders.quality` is "accuracy" or "agreement"."""
+    words, best = _QUALITIES[quality]
+    return (
+        Measure(
+            f"mean_{quality}",
+            "μ ↑ (%)",
+            f"the mean of the student's {words} over all epochs of a run: how much it knows all "
+            "along, which counts where no test data says when to stop",
+            paired=True,
+        ),
+        Measure(
+            f"{quality}_variance",
+            "σ² ↓ (%²)",
+            f"the variance of that {quality} over the epochs of a run (divided by their number), "
+            "averaged over seeds: slow learning and forgetting both raise it",
+            paired=True,
+        ),
+        Measure(f"max_{quality}", f"{best} ↑ (%)", f"the best epoch's {words}"),
+        Measure(f"final_{quality}", "final ↑ (%)", f"the last epoch's {words}", paired=True),
+        *_COSTS,
+    )
+
+
+def explanations(shown: Sequence[Measure]) -> list[tuple[str, str]]:
+    """Pairs of a term of the tables and its meaning."""
+    return [*((measure.title, measure.meaning + ".") for measure in shown), *_TERMS]
+
+
 class Aggregate(NamedTuple):
     """What the runs of one label come to."""
 
@@ -84,7 +101,9 @@ class Aggregate(NamedTuple):
     differences: dict[str, Difference] | None  # to the baseline; None for the baseline itself
 
 
-def aggregate(groups: Mapping[str, Sequence[Run]], baseline: str) -> list[Aggregate]:
+def aggregate(
+    groups: Mapping[str, Sequence[Run]], baseline: str, shown: Sequence[Measure]
+) -> list[Aggregate]:
     """Means with intervals over seeds, and differences to the baseline on common seeds."""
 
     def by_seed(name: str, measure: Measure) -> dict[int, float | None]:
@@ -92,8 +111,8 @@ def aggregate(groups: Mapping[str, Sequence[Run]], baseline: str) -> list[Aggreg
         return {s: None if v is None else v * measure.scale for s, v in values.items()}
 
     def one(name: str) -> Aggregate:
-        values = {measure.key: by_seed(name, measure) for measure in MEASURES}
-        paired = [measure for measure in MEASURES if measure.paired]
+        values = {measure.key: by_seed(name, measure) for measure in shown}
+        paired = [measure for measure in shown if measure.paired]
         return Aggregate(
             name,
             sorted(run.seed for run in groups[name]),
@@ -106,7 +125,7 @@ def aggregate(groups: Mapping[str, Sequence[Run]], baseline: str) -> list[Aggreg
     return [one(name) for name in groups]
 
 
-def means_table(aggregates: Sequence[Aggregate]) -> Table:
+def means_table(aggregates: Sequence[Aggregate], shown: Sequence[Measure]) -> Table:
     """One row per label: each measure's mean, with its interval where seeds say something of it."""
 
     def cell(measure: Measure, interval: Interval) -> str:
@@ -116,15 +135,17 @@ def means_table(aggregates: Sequence[Aggregate]) -> Table:
         return f"{mean} ± {_number(interval.half_width, measure.decimals)}"
 
     rows = [
-        [a.label, str(len(a.seeds)), *(cell(m, a.intervals[m.key]) for m in MEASURES)]
+        [a.label, str(len(a.seeds)), *(cell(m, a.intervals[m.key]) for m in shown)]
         for a in aggregates
     ]
-    return Table("Means over seeds", ["label", "seeds", *(m.title for m in MEASURES)], rows)
+    return Table("Means over seeds", ["label", "seeds", *(m.title for m in shown)], rows)
 
 
-def differences_table(aggregates: Sequence[Aggregate], baseline: str) -> Table:
+def differences_table(
+    aggregates: Sequence[Aggregate], baseline: str, shown: Sequence[Measure]
+) -> Table:
     """One row per label but the baseline: mean, interval and p-value of each paired measure."""
-    paired = [measure for measure in MEASURES if measure.paired]
+    paired = [measure for measure in shown if measure.paired]
 
     def cell(measure: Measure, d: Difference) -> str:
         if not d.count or d.count < 2:
@@ -153,10 +174,10 @@ def _number(value: float, decimals: int, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{decimals}f}"
 
 
-def run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def run_rows(runs: Sequence[Run], shown: Sequence[Measure]) -> list[dict[str, Any]]:
     """One row per run, finished or failed, in the units of `summary.json`."""
     names = ("method", "replay", "gradient", "objective", "dataset", "teacher", "student")
-    numbers = ("epochs", *(measure.key for measure in MEASURES), "teacher_accuracy", "seconds")
+    numbers = ("epochs", *(measure.key for measure in shown), "teacher_accuracy", "seconds")
     return [
         {
             "label": run.label,
@@ -171,17 +192,19 @@ def run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def summary_rows(aggregates: Sequence[Aggregate], baseline: str) -> list[dict[str, Any]]:
+def summary_rows(
+    aggregates: Sequence[Aggregate], baseline: str, shown: Sequence[Measure]
+) -> list[dict[str, Any]]:
     """One row per label with what both tables show, unrounded, in the units of `summary.json`."""
 
     def row(a: Aggregate) -> dict[str, Any]:
         cells: dict[str, Any] = {"label": a.label, "seeds": len(a.seeds), "baseline": baseline}
-        for measure in MEASURES:
+        for measure in shown:
             # In the summary's unit, as the key says.
             mean, half_width, _ = a.intervals[measure.key]
             cells[measure.key] = mean / measure.scale
             cells[f"{measure.key}_half_width"] = half_width / measure.scale
-        for measure in (m for m in MEASURES if m.paired):
+        for measure in (m for m in shown if m.paired):
             found = a.differences[measure.key]._asdict() if a.differences else {}
             for name in Difference._fields:
                 suffix = {"mean": "difference", "count": "pairs"}.get(name, f"difference_{name}")

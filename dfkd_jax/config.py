@@ -5,28 +5,38 @@ from typing import Any
 
 import ml_collections
 
-from dfkd_jax import data, losses, meta, replay, results, teacher
-from dfkd_jax.classifiers import create_classifier
+from dfkd_jax import data, data_specs, devices, losses, meta, models, replay, teacher
+from dfkd_jax.classifiers import IMAGE_SIZES, create_classifier
+from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.epoch import LOOPS
-from dfkd_jax.generator import Generator
+from dfkd_jax.generator import base_size
+from dfkd_jax.own_module import check_call, is_own
 
 # A run may go on with other values of these: they do not change what it computes.
-FREE_FIELDS = ("loop", "dataset.data_dir")
+FREE_FIELDS = ("loop", "dataset.data_dir", "parallel.devices", "parallel.mapping")
 
 
 class UserError(Exception):
     """One sentence for the user: what is wrong, and what is allowed."""
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raise `UserError` for the first field that cannot work; touches no accelerator."""
+def check(config: ml_collections.ConfigDict, *, reads_data: bool = True) -> None:
+    """Raise `UserError` for the first field that cannot work; touches no accelerator.
+
+    Args:
+      config: of a run.
+      reads_data: whether the data set must be there.
+    """
     try:
         _check_choices(config)
         _check_ranges(config)
-        spec = data.spec(config.dataset.name)
-        data.check_prepared(config.dataset.name, config.dataset.data_dir)
+        _check_teacher_given(config)
+        spec = data_specs.spec(config)
+        if reads_data:
+            training = config.teacher.checkpoint is None or config.dataset.validation_size
+            data.check_prepared(spec, config.dataset.data_dir, train=bool(training))
         _check_models(config, spec)
-        _check_teacher(config, spec)
+        _check_card(config, spec)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
 
@@ -34,6 +44,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_choices(config: ml_collections.ConfigDict) -> None:
     choices = {
         "loop": LOOPS,
+        "compute_dtype": models.COMPUTE_DTYPES,
+        "parallel.mapping": devices.MAPPINGS,
+        "student.optimizer": ("sgd", "adam"),
         "loss.distance": losses.DISTANCES,
         "loss.adversarial_form": losses.ADVERSARIAL,
         "meta.variant": meta.VARIANTS,
@@ -81,6 +94,8 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     )
     not_negative = (
         "seed",
+        "dataset.validation_size",
+        "parallel.devices",
         "teacher.seed",
         "teacher.weight_decay",
         "student.momentum",
@@ -102,6 +117,9 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     for field in positive:
         if not get(config, field) > 0:
             raise ValueError(f"config.{field} is {get(config, field)}; allowed is more than 0.")
+    for field in ("seed", "teacher.seed"):
+        if get(config, field) >= 2**31:
+            raise ValueError(f"config.{field} is {get(config, field)}; allowed is less than 2³¹.")
     for field in not_negative:
         if not get(config, field) >= 0:
             raise ValueError(f"config.{field} is {get(config, field)}; allowed is 0 or more.")
@@ -122,37 +140,67 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _check_models(config: ml_collections.ConfigDict, spec: data.DatasetSpec) -> None:
+def _check_models(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
     for role in ("teacher", "student"):
         try:
-            create_classifier(config[role].model, spec.num_classes)
+            name, dtype = config[role].model, models.COMPUTE_DTYPES[config.compute_dtype]
+            module = create_classifier(name, spec.num_classes, dtype=dtype)
+            if is_own(name):
+                check_call(module, name, spec.image_shape, spec.num_classes)
+            else:
+                _check_size(name, spec.image_shape)
         except ValueError as error:
             raise ValueError(f"config.{role}.model: {error}") from error
-    Generator(spec.image_shape, tuple(config.generator.channels))
+    try:
+        base_size(spec.image_shape)
+    except ValueError as error:
+        raise ValueError(f"config.dataset.image_size is {spec.image_shape[0]}: {error}") from error
 
 
-def _check_teacher(config: ml_collections.ConfigDict, spec: data.DatasetSpec) -> None:
-    """The card of a given teacher must agree with the configuration."""
+def _check_size(name: str, image_shape: tuple[int, int, int]) -> None:
+    """By a table: tracing the network would start the accelerator."""
+    sizes = IMAGE_SIZES.get(name)
+    if sizes and image_shape[0] not in sizes:
+        allowed = " or ".join(f"{size}×{size}" for size in sizes)
+        raise ValueError(
+            f"{name!r} cannot take {image_shape[0]}×{image_shape[1]}×{image_shape[2]} images; "
+            f"allowed are {allowed}."
+        )
+
+
+def _check_teacher_given(config: ml_collections.ConfigDict) -> None:
+    """A given teacher must be there, and without data one must be given."""
     directory = config.teacher.checkpoint
-    if directory is None:
-        return
-    if not teacher.is_teacher(directory):
+    if directory is None and config.dataset.name == "none":
+        raise ValueError(
+            "config.teacher.checkpoint is None but config.dataset.name is 'none'; without data no "
+            "teacher can be trained, and only the folder of a trained one is allowed."
+        )
+    if directory is not None and not teacher.is_teacher(directory):
         raise ValueError(
             f"config.teacher.checkpoint is {directory!r}, which holds no {teacher.CARD}; allowed "
             "is the folder of a trained teacher (such as WORKDIR/teacher of an earlier run), or "
             "None to train one."
         )
-    card = results.read_json(f"{directory}/{teacher.CARD}")
+
+
+def _check_card(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
+    """The card of a given teacher must agree with the configuration."""
+    card = data_specs.teacher_card(config)
+    if not card:
+        return
     wanted = {
         "model": config.teacher.model,
         "num_classes": spec.num_classes,
         "image_shape": list(spec.image_shape),
     }
+    # A card from elsewhere may not say how inputs are normalised.
+    wanted |= {f: list(getattr(spec, f)) for f in ("mean", "std") if card.get(f) is not None}
     for field, value in wanted.items():
         if card.get(field) != value:
             raise ValueError(
-                f"config.teacher.checkpoint is {directory!r}, a teacher with {field} "
-                f"{card.get(field)!r}; the configuration and config.dataset.name "
+                f"config.teacher.checkpoint is {config.teacher.checkpoint!r}, a teacher with "
+                f"{field} {card.get(field)!r}; the configuration and config.dataset.name "
                 f"{config.dataset.name!r} need {value!r}."
             )
 

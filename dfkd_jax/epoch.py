@@ -13,23 +13,36 @@ import jax.numpy as jnp
 import ml_collections
 from jax import lax
 
+from dfkd_jax.devices import Mapped
 from dfkd_jax.state import DistillState, Totals
-from dfkd_jax.steps import Steps
+from dfkd_jax.steps import Step, Steps
 
 LOOPS = ("auto", "scan", "step")
 Epoch = Callable[[DistillState, Any], tuple[DistillState, dict[str, jax.Array]]]
 
 
-def create_epoch(config: ml_collections.ConfigDict, steps: Steps) -> Epoch:
+def create_epoch(config: ml_collections.ConfigDict, steps: Steps, mapped: Mapped) -> Epoch:
     """(state, teacher variables) -> (state, metrics), with the state donated.
 
     Metrics are device scalars, the means over the epoch that `metrics_of` defines; reading them is
     the one transfer of an epoch.
+
+    Args:
+      config: of the run.
+      steps: for one device's share of the batch.
+      mapped: how they run on all devices.
     """
     loop = config.loop
     if loop == "auto":
         loop = "step" if jax.default_backend() == "cpu" else "scan"
-    return {"scan": _scanned, "step": _stepped}[loop](config, steps)
+    run = {"scan": _scanned, "step": _stepped}[loop](config, steps, mapped)
+    finish = jax.jit(metrics_of)
+
+    def epoch(state: DistillState, teacher: Any) -> tuple[DistillState, dict[str, jax.Array]]:
+        state = mapped.leave(run(mapped.enter(state), mapped.constants(teacher)))
+        return state, finish(state.totals)
+
+    return epoch
 
 
 def metrics_of(totals: Totals) -> dict[str, jax.Array]:
@@ -53,10 +66,10 @@ def _start(state: DistillState) -> DistillState:
     return state.replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
 
 
-def _scanned(config: ml_collections.ConfigDict, steps: Steps) -> Epoch:
+def _scanned(config: ml_collections.ConfigDict, steps: Steps, mapped: Mapped) -> Step:
     observes_after = jnp.asarray(steps.observes_after)
 
-    def epoch(state: DistillState, teacher: Any) -> tuple[DistillState, dict[str, jax.Array]]:
+    def epoch(state: DistillState, teacher: Any) -> DistillState:
         def student(state: DistillState, observes: jax.Array) -> tuple[DistillState, None]:
             state = steps.student_step(state, teacher)
             replay = lax.cond(
@@ -77,27 +90,26 @@ def _scanned(config: ml_collections.ConfigDict, steps: Steps) -> Epoch:
             return lax.scan(student, state, observes_after)
 
         state, _ = lax.scan(iteration, _start(state), None, length=config.iterations_per_epoch)
-        return state, metrics_of(state.totals)
+        return state
 
-    return jax.jit(epoch, donate_argnums=0)
+    return mapped.step(epoch)
 
 
-def _stepped(config: ml_collections.ConfigDict, steps: Steps) -> Epoch:
-    start = jax.jit(_start, donate_argnums=0)
-    generator_step = jax.jit(steps.generator_step, donate_argnums=0)
-    student_step = jax.jit(steps.student_step, donate_argnums=0)
-    observe_step = jax.jit(steps.observe_step, donate_argnums=0)
-    finish = jax.jit(metrics_of)
+def _stepped(config: ml_collections.ConfigDict, steps: Steps, mapped: Mapped) -> Step:
+    start = mapped.step(lambda state, teacher: _start(state))
+    generator_step = mapped.step(steps.generator_step)
+    student_step = mapped.step(steps.student_step)
+    observe_step = mapped.step(steps.observe_step)
 
-    def epoch(state: DistillState, teacher: Any) -> tuple[DistillState, dict[str, jax.Array]]:
-        state = start(state)
+    def epoch(state: DistillState, teacher: Any) -> DistillState:
+        state = start(state, teacher)
         for _ in range(config.iterations_per_epoch):
             for _ in range(config.generator.steps):
-                state = generator_step(state, teacher)
+                state = mapped.settle(generator_step(state, teacher))
             for observes in steps.observes_after:
-                state = student_step(state, teacher)
+                state = mapped.settle(student_step(state, teacher))
                 if observes:
-                    state = observe_step(state, teacher)
-        return state, finish(state.totals)
+                    state = mapped.settle(observe_step(state, teacher))
+        return state
 
     return epoch

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dfkd_jax.results import ACCURACY, replacing
+from dfkd_jax.results import ACCURACY, AGREEMENT, replacing
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B6B6B"
 MOST_IMAGES = 32  # of a panel in a sample grid
@@ -30,7 +30,7 @@ class Panel(NamedTuple):
 
 
 def learning_curve(
-    history: Sequence[Mapping[str, Any]], teacher_accuracy: float, path: str | os.PathLike
+    history: Sequence[Mapping[str, Any]], teacher_accuracy: float | None, path: str | os.PathLike
 ) -> None:
     """Draw accuracy, losses and gradient alignment over the epochs.
 
@@ -38,7 +38,8 @@ def learning_curve(
       history: one record per epoch: `epoch`, `student_accuracy` in percent, `acquisition_loss`,
         `retention_loss`, `generator_loss`, `gradient_alignment` in [-1, 1]. None or a missing key
         leaves a gap; a measure that no record has is said to be missing.
-      teacher_accuracy: percent.
+      teacher_accuracy: percent; None of a run without data, where `generated_agreement` is drawn
+        in the place of the accuracy.
       path: the file, replaced atomically; its ending sets the format (.png, .pdf, .svg).
 
     Raises:
@@ -49,15 +50,22 @@ def learning_curve(
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     (accuracy, student), (generator, alignment) = figure.subplots(2, 2, sharex=True)
 
-    _draw_accuracy(accuracy, epochs, _series(history, ACCURACY), teacher_accuracy)
-    _panel(student, "student's losses", "mean |S − T|, logits")
+    if teacher_accuracy is None:
+        panel(accuracy, "agreement with the teacher, generated images", "same class, %")
+        _draw_progress(accuracy, epochs, _series(history, AGREEMENT))
+    else:
+        panel(accuracy, "accuracy on the test set", "top-1, %")
+        label = f"teacher {teacher_accuracy:.2f}"
+        accuracy.axhline(teacher_accuracy, color=GREY, linestyle="--", linewidth=1.2, label=label)
+        _draw_progress(accuracy, epochs, _series(history, ACCURACY))
+    panel(student, "student's losses", "mean |S − T|, logits")
     _line(student, epochs, _series(history, "acquisition_loss"), BLUE, "acquisition")
     retention = _series(history, "retention_loss")
     _line(student, epochs, retention, ORANGE, "retention", missing="no replay")
     student.legend(fontsize=8)
-    _panel(generator, "generator's loss", "loss")
+    panel(generator, "generator's loss", "loss")
     _line(generator, epochs, _series(history, "generator_loss"), PURPLE)
-    _panel(alignment, "gradient alignment", r"$\cos(\nabla L_{acq},\,\nabla L_{ret})$")
+    panel(alignment, "gradient alignment", r"$\cos(\nabla L_{acq},\,\nabla L_{ret})$")
     alignment.axhline(0, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
     alignment.set_ylim(-1.05, 1.05)
     cosines = _series(history, "gradient_alignment")
@@ -69,7 +77,7 @@ def learning_curve(
     if len(epochs):
         margin = 0.5 + 0.02 * np.ptp(epochs)
         accuracy.set_xlim(epochs.min() - margin, epochs.max() + margin)
-    _save(figure, path)
+    save(figure, path)
 
 
 def sample_grid(
@@ -111,7 +119,7 @@ def sample_grid(
     # After the images, as each of them moves the limits.
     axes.set(xlim=(0, columns), ylim=(height, 0), aspect="auto")
     axes.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _series(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
@@ -120,7 +128,8 @@ def _series(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], float)
 
 
-def _panel(axes: Axes, title: str, unit: str) -> None:
+def panel(axes: Axes, title: str, unit: str) -> None:
+    """Title, unit and the frame that all our figures share."""
     axes.set_title(title, fontsize=10, loc="left", weight="bold")
     axes.set_ylabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
@@ -147,22 +156,18 @@ def _line(
         axes.text(0.5, 0.6, missing, color=GREY, transform=axes.transAxes, ha="center")
 
 
-def _draw_accuracy(
-    axes: Axes, epochs: np.ndarray, accuracy: np.ndarray, teacher_accuracy: float
-) -> None:
-    _panel(axes, "accuracy on the test set", "top-1, %")
-    label = f"teacher {teacher_accuracy:.2f}"
-    axes.axhline(teacher_accuracy, color=GREY, linestyle="--", linewidth=1.2, label=label)
-    _line(axes, epochs, accuracy, BLUE, "student")
-    measured = np.flatnonzero(np.isfinite(accuracy))
+def _draw_progress(axes: Axes, epochs: np.ndarray, values: np.ndarray) -> None:
+    """The student's percentage over the epochs, with its maximum and last value."""
+    _line(axes, epochs, values, BLUE, "student")
+    measured = np.flatnonzero(np.isfinite(values))
     if measured.size:
-        best, last = measured[np.argmax(accuracy[measured])], measured[-1]
+        best, last = measured[np.argmax(values[measured])], measured[-1]
         # In the legend rather than beside the points, where the two would often overlap.
         for i, name, marker, color in ((best, "max", "^", ORANGE), (last, "final", "s", GREEN)):
-            label = f"{name} {accuracy[i]:.2f} (epoch {epochs[i]:.0f})"
+            label = f"{name} {values[i]:.2f} (epoch {epochs[i]:.0f})"
             # Hollow, as the last epoch is often the best.
             style = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.6}
-            axes.plot(epochs[i], accuracy[i], marker, color=color, label=label, **style)
+            axes.plot(epochs[i], values[i], marker, color=color, label=label, **style)
     axes.legend(loc="lower right", fontsize=8)
 
 
@@ -193,7 +198,8 @@ def _draw_image(axes: Axes, image: np.ndarray, left: float, upper: float) -> Non
     )
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def save(figure: Figure, path: str | os.PathLike) -> None:
+    """Write atomically; the ending sets the format."""
     kind = Path(path).suffix.removeprefix(".") or "png"
     with replacing(path) as file:
         figure.savefig(file, format=kind, dpi=150)

@@ -1,18 +1,33 @@
 """Command line: `python -m dfkd_jax.main --config=configs/digits.py --workdir=DIR`."""
 
+import os
+import sys
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags, logging
 
-from dfkd_jax import command_line
+from dfkd_jax import command_line, processes
 from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
 from dfkd_jax.command_line import CONFIG, WORKDIR, fail
+from dfkd_jax.compilation_cache import keep_compiled_programs
 from dfkd_jax.config import UserError
 from dfkd_jax.host_memory import keep_freed_memory
+from dfkd_jax.processes import LostProcess
 from dfkd_jax.stop import Stopped
 from dfkd_jax.train import NonFiniteLoss, run
 
 flags.adopt_module_key_flags(command_line)  # --help shows them
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "off", "cluster"],
+    "Several processes: found in the environment (cluster: TPU pod, SLURM, Open MPI, Kubernetes), "
+    "named by --coordinator (auto), or none.",
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -22,17 +37,40 @@ def main(arguments: Sequence[str]) -> int | None:
         return fail("--workdir is missing; give the folder for this run's results.", 2)
     logging.set_verbosity(logging.WARNING)  # JAX reports every backend that it does not find
     keep_freed_memory()
+    keep_compiled_programs()
+    try:
+        processes.start(DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    except ValueError as error:
+        return fail(str(error), 2)
+    except LostProcess as error:
+        return fail(str(error), 1)
     try:
         run(CONFIG.value, WORKDIR.value)
-    except UserError as error:
-        return fail(str(error), 1 if isinstance(error, NonFiniteLoss) else 2)
-    except (DamagedCheckpoint, SaveFailed) as error:
-        return fail(str(error), 1)
-    except OSError as error:
-        return fail(f"{error}; the epochs that were reported are saved.", 1)
     except Stopped as stopped:
-        print(f"{stopped} The same command goes on from there.")
-    return None
+        if processes.is_main():
+            print(f"{stopped} The same command goes on from there.")
+        return None
+    except UserError as error:
+        code = fail(str(error), 1 if isinstance(error, NonFiniteLoss) else 2)
+    except (DamagedCheckpoint, SaveFailed) as error:
+        code = fail(str(error), 1)
+    except OSError as error:
+        code = fail(f"{error}; the epochs that were reported are saved.", 1)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        code = fail(
+            "Another process of this run was lost; start all of them again with the same command "
+            f"to go on after the last saved epoch. ({str(error).splitlines()[0][:200]})",
+            1,
+        )
+    else:
+        return None
+    if jax.process_count() > 1:
+        # The others may be in the middle of an epoch: do not wait for them at the exit.
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

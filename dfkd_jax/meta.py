@@ -63,8 +63,9 @@ def meta_gradient(
       inner_steps: how many inner steps lead from θ to θ'.
       has_aux: the losses also return auxiliary data (batch statistics).
       measure_alignment: also compute ∇L_ret(θ) for the cosine; without it the metric is left out.
-      axis_name: the mapped axis over which the losses' batches are split. Gradients are averaged
-        over it, the inner gradient before the inner step: θ' is then that of the global batch.
+      axis_name: the mapped axis over which the losses' batches are split. Gradients and
+        losses are averaged over it, the inner gradient before the inner step: θ' is then that of
+        the global batch.
 
     Returns:
       The gradient, like `params`, and a dict of `acquisition_loss` L_acq(θ) (L_out(θ) if given),
@@ -104,8 +105,8 @@ def meta_gradient(
     result = compute(losses, params, inner)
 
     metrics = {
-        "acquisition_loss": result.outer[0],
-        "retention_loss": result.retention[0],
+        "acquisition_loss": mean(result.outer[0]),
+        "retention_loss": mean(result.retention[0]),
     }
     if measure_alignment:
         retention_gradient = result.retention_gradient

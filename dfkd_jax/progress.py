@@ -31,6 +31,14 @@ TEACHER_FIELDS = {"teacher_accuracy": "accuracy {:.2f} %", "loss": "loss {:.3f}"
 ABSENT = "–"
 
 
+def student_fields(data: bool) -> dict[str, str]:
+    """`STUDENT_FIELDS`; without data with the agreement in the place of the accuracy."""
+    if data:
+        return STUDENT_FIELDS
+    others = {key: form for key, form in STUDENT_FIELDS.items() if key != "student_accuracy"}
+    return {"generated_agreement": "agreement {:.2f} %", **others}
+
+
 def default_console() -> Console:
     """Standard output, taken for a terminal only if it is one.
 
@@ -140,14 +148,18 @@ def summary_table(
       console: see `Progress`.
     """
     console = console or default_console()
+    name, subject = "accuracy", "student"
+    teacher = _show("{:.2f} %", summary.get("teacher_accuracy"))
+    if summary.get("teacher_accuracy") is None and summary.get("final_agreement") is not None:
+        name, subject, teacher = "agreement", "agreement", "no data to test on"
     words = [summary.get(key) for key in ("method", "replay", "gradient", "objective")]
     rows = {
         "method": " · ".join(str(word) for word in words if word),
-        "teacher": _show("{:.2f} %", summary.get("teacher_accuracy")),
-        "student, final": _show("{:.2f} %", summary.get("final_accuracy")),
-        "student, max": _show("{:.2f} %", summary.get("max_accuracy")),
-        "mean over epochs μ": _show("{:.2f} %", summary.get("mean_accuracy")),
-        "variance σ²": _show("{:.2f} %²", summary.get("accuracy_variance")),
+        "teacher": teacher,
+        f"{subject}, final": _show("{:.2f} %", summary.get(f"final_{name}")),
+        f"{subject}, max": _show("{:.2f} %", summary.get(f"max_{name}")),
+        "mean over epochs μ": _show("{:.2f} %", summary.get(f"mean_{name}")),
+        "variance σ²": _show("{:.2f} %²", summary.get(f"{name}_variance")),
         "epochs": _show("{}", summary.get("epochs")),
         "time": _clock(summary.get("seconds") or 0.0),
     }

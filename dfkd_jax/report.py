@@ -1,23 +1,26 @@
 """Command line: `python -m dfkd_jax.report DIR…`: tables and figures of the runs in folders."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dfkd_jax import comparison_figures, comparison_tables, report_page, run_folders
-from dfkd_jax.command_line import fail
-from dfkd_jax.comparison_tables import EXPLANATIONS
+from dfkd_jax.command_line import create_parser, fail
 from dfkd_jax.config import UserError
 from dfkd_jax.report_page import Table
 from dfkd_jax.results import replacing
 
 DEFAULT_BASELINE = "mb-dfkd"
+NO_DATA = (
+    "No run has data to test on, so there are no accuracies: all measures and curves are of the "
+    "student's agreement with its teacher on fresh generated images, in percent. Each run's "
+    "generator makes its own, so the images of two runs are not the same."
+)
 
 FIGURES = {
     "learning_evolution.png": (
         comparison_figures.learning_evolution,
-        "Test accuracy over the epochs: mean over seeds, 95 % band. Dashed with hollow markers: "
+        "{quality} over the epochs: mean over seeds, 95 % band. Dashed with hollow markers: "
         "joint replay or none; solid: a meta-gradient.",
     ),
     "replay_schemes.png": (
@@ -26,7 +29,7 @@ FIGURES = {
     ),
     "final_accuracy.png": (
         comparison_figures.final_accuracy,
-        "Accuracy after the last epoch: each seed, the mean and its 95 % interval.",
+        "{quality} after the last epoch: each seed, the mean and its 95 % interval.",
     ),
     "alignment.png": (
         comparison_figures.alignment,
@@ -67,28 +70,37 @@ def write(
         baseline = None
     baseline = choose_baseline(list(groups), baseline)
     output = Path(output or directories[0])
-    aggregates = comparison_tables.aggregate(groups, baseline)
+    quality = run_folders.quality(groups)
+    if quality == "agreement":
+        notes.insert(0, NO_DATA)
+    shown = comparison_tables.measures(quality)
+    aggregates = comparison_tables.aggregate(groups, baseline, shown)
     tables = [
-        comparison_tables.means_table(aggregates),
-        comparison_tables.differences_table(aggregates, baseline),
+        comparison_tables.means_table(aggregates, shown),
+        comparison_tables.differences_table(aggregates, baseline, shown),
     ]
     if failed:
         rows = [[run.label, str(run.seed), run.failure] for run in failed]
         tables.append(Table("Failed runs", ["label", "seed", "failed with"], rows))
     title = "Comparison on " + ", ".join(sorted({str(r.summary.get("dataset")) for r in runs}))
-    text = report_page.markdown(title, tables, notes, EXPLANATIONS)
+    explanations = comparison_tables.explanations(shown)
+    text = report_page.markdown(title, tables, notes, explanations)
     csv_files = {
-        "comparison.csv": comparison_tables.run_rows(runs),
-        "comparison_summary.csv": comparison_tables.summary_rows(aggregates, baseline),
+        "comparison.csv": comparison_tables.run_rows(runs, shown),
+        "comparison_summary.csv": comparison_tables.summary_rows(aggregates, baseline, shown),
     }
     try:
         for name, (draw, _) in FIGURES.items():
             draw(groups, output / name)
-        figures = [(output / name, caption) for name, (_, caption) in FIGURES.items()]
+        words = comparison_figures.QUALITIES[quality].title
+        figures = [
+            (output / name, caption.format(quality=words[0].upper() + words[1:]))
+            for name, (_, caption) in FIGURES.items()
+        ]
         for name, rows in csv_files.items():
             _write(output / name, comparison_tables.csv_text(rows))
         _write(output / "comparison.md", text)
-        page = report_page.html(title, tables, notes, EXPLANATIONS, figures)
+        page = report_page.html(title, tables, notes, explanations, figures)
         _write(output / "report.html", page)
     except OSError as error:
         raise UserError(f"The report cannot be written to {output}: {error}") from error
@@ -113,12 +125,12 @@ def _write(path: Path, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report that the arguments ask for; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dfkd_jax.report", description=__doc__)
+    parser = create_parser("report", __doc__)
     parser.add_argument("directories", nargs="+", metavar="DIR", help="searched for runs")
     parser.add_argument("--output", help="where to write; the first DIR by default")
     parser.add_argument("--baseline", help="the label that others are compared with")
-    given = parser.parse_args(arguments)
     try:
+        given = parser.parse_args(arguments)
         print(write(given.directories, given.output, given.baseline))
     except UserError as error:
         return fail(str(error), 2)

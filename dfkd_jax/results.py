@@ -19,6 +19,9 @@ import numpy as np
 Record = Mapping[str, Any]
 
 ACCURACY = "student_accuracy"  # the key of the student's top-1 accuracy, percent
+# The key of what stands in for it without data: on how many generated images student and teacher
+# name the same class, percent.
+AGREEMENT = "generated_agreement"
 
 
 @contextlib.contextmanager
@@ -114,12 +117,15 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return history
 
 
-def summarize(history: Sequence[Record], teacher_accuracy: float, method: Record) -> dict[str, Any]:
+def summarize(
+    history: Sequence[Record], teacher_accuracy: float | None, method: Record
+) -> dict[str, Any]:
     """Sum a run up in the measures of the paper.
 
     Args:
-      history: one record per epoch with `student_accuracy` in percent and `seconds` of the epoch.
-      teacher_accuracy: the teacher's top-1 accuracy on the same test images, percent.
+      history: one record per epoch with `student_accuracy` and `generated_agreement` in percent and
+        `seconds` of the epoch.
+      teacher_accuracy: the teacher's top-1 accuracy on the same test images, percent; None without.
       method: what names the run (method, replay, dataset, student, seed, ...), merged in.
 
     Returns:
@@ -128,21 +134,30 @@ def summarize(history: Sequence[Record], teacher_accuracy: float, method: Record
       - `accuracy_variance`: σ², its population variance (divided by the number of epochs, not by
         one less), percent²;
       - `max_accuracy` and `final_accuracy`: over the epochs, and of the last one, percent;
+      - `mean_agreement`, `agreement_variance`, `max_agreement`, `final_agreement`: the same of
+        `generated_agreement`;
       - `teacher_accuracy`, percent; `epochs`, their number; `seconds`, the epochs' times summed.
-      Accuracies are None if no epoch has one; epochs without one do not count in μ and σ².
+      Measures that no epoch has are None; epochs without one do not count in μ and σ².
     """
-    measured = [record.get(ACCURACY) for record in history]
-    accuracies = np.array([a for a in measured if a is not None and math.isfinite(a)], np.float64)
-    some = accuracies.size > 0
     return {
         **plain(method),
         "teacher_accuracy": plain(teacher_accuracy),
-        "mean_accuracy": float(accuracies.mean()) if some else None,
-        "accuracy_variance": float(accuracies.var()) if some else None,
-        "max_accuracy": float(accuracies.max()) if some else None,
-        "final_accuracy": float(accuracies[-1]) if some else None,
+        **_over_epochs(history, ACCURACY, "accuracy"),
+        **_over_epochs(history, AGREEMENT, "agreement"),
         "epochs": len(history),
         "seconds": float(sum(record.get("seconds") or 0.0 for record in history)),
+    }
+
+
+def _over_epochs(history: Sequence[Record], key: str, name: str) -> dict[str, float | None]:
+    measured = [record.get(key) for record in history]
+    values = np.array([v for v in measured if v is not None and math.isfinite(v)], np.float64)
+    some = values.size > 0
+    return {
+        f"mean_{name}": float(values.mean()) if some else None,
+        f"{name}_variance": float(values.var()) if some else None,
+        f"max_{name}": float(values.max()) if some else None,
+        f"final_{name}": float(values[-1]) if some else None,
     }
 
 

@@ -112,6 +112,17 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return by_label
 
 
+def quality(groups: Mapping[str, Sequence[Run]]) -> str:
+    """What says how far the students are: "accuracy", or "agreement" if no run has data to test on.
+
+    It completes the keys of `summary.json`: `mean_accuracy`, `final_agreement`.
+    """
+    runs = [run for group in groups.values() for run in group]
+    tested = any(run.summary.get("final_accuracy") is not None for run in runs)
+    compared = any(run.summary.get("final_agreement") is not None for run in runs)
+    return "agreement" if compared and not tested else "accuracy"
+
+
 def is_joint(run: Run) -> bool:
     """Whether the retention loss sends nothing through an inner step."""
     return run.summary.get("gradient") in JOINT

@@ -6,32 +6,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax.data import DatasetSpec, denormalize
+from dfkd_jax.algorithm import Algorithm
+from dfkd_jax.data import denormalize
+from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.figures import Panel, sample_grid
-from dfkd_jax.replay import Batch, ReplayScheme
+from dfkd_jax.replay import Batch
 from dfkd_jax.state import DistillState, stream
-from dfkd_jax.steps import Models, Steps, Variables
+from dfkd_jax.steps import Variables
 
 SHOWN = 16  # images of a panel
 
 
 def panels(
-    steps: Steps,
-    replay: ReplayScheme | None,
-    models: Models,
+    algorithm: Algorithm,
     state: DistillState,
     teacher_variables: Variables,
     spec: DatasetSpec,
 ) -> list[Panel]:
     """Images of the generator and, with replay, of the memory, with what the teacher sees."""
 
+    @jax.jit  # op by op there would be a hundred programs to compile
+    def generated(state: DistillState, variables: Variables, key: jax.Array) -> Batch:
+        images = algorithm.steps.images(state, key)[:SHOWN]
+        return Batch(images, algorithm.models.teacher.apply(variables, images, train=False)[0])
+
     def teacher(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return models.teacher.apply(teacher_variables, images, train=False)
+        return algorithm.models.teacher.apply(teacher_variables, images, train=False)
 
     key = stream(state.key, "show", state.student_steps)
-    images = steps.images(state, key)[:SHOWN]
-    shown = [_panel("generator, now", Batch(images, teacher(images)[0]), spec)]
-    if replay is not None:
+    shown = [_panel("generator, now", generated(state, teacher_variables, key), spec)]
+    if (replay := algorithm.replay) is not None:
         shown.append(_panel(replay.title, replay.exhibit(state.replay, SHOWN, key, teacher), spec))
     return shown
 

@@ -8,6 +8,7 @@ import ml_collections
 import optax
 from flax import struct
 
+from dfkd_jax.devices import WHOLE, Layout
 from dfkd_jax.replay import Batch
 
 # Every random draw of a run comes from the run's key, the name of its use and a counter of steps,
@@ -72,13 +73,28 @@ class DistillState:
     totals: Totals
 
 
+def layout_of(replay: Layout | None) -> DistillState:
+    """How the state is split over devices, given the layout of the replay state; None without."""
+    split = {name: WHOLE for name in DistillState.__dataclass_fields__}
+    split["early"] = 0
+    if replay is not None:
+        split |= {"replay": replay, "recent": 0}
+    return DistillState(**split)
+
+
 def student_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay; cosine over the epochs, constant within one."""
+    """SGD with momentum, or Adam; weight decay; cosine over the epochs, constant within one."""
     per_epoch = config.iterations_per_epoch * config.student.steps
     cosine = optax.cosine_decay_schedule(config.student.learning_rate, config.epochs)
+
+    def rate(step: jax.Array) -> jax.Array:
+        return cosine(step // per_epoch)
+
+    if config.student.optimizer == "adam":  # the decay decoupled, as of AdamW
+        return optax.adamw(rate, weight_decay=config.student.weight_decay)
     return optax.chain(
         optax.add_decayed_weights(config.student.weight_decay),
-        optax.sgd(lambda step: cosine(step // per_epoch), config.student.momentum),
+        optax.sgd(rate, config.student.momentum),
     )
 
 

@@ -25,6 +25,7 @@ from jax import lax
 
 from dfkd_jax import batch_norm, draw, losses
 from dfkd_jax.meta import meta_gradient
+from dfkd_jax.models import Models
 from dfkd_jax.replay import Batch, ReplayScheme, RetentionBatch, Teacher
 from dfkd_jax.state import (
     DistillState,
@@ -37,14 +38,6 @@ from dfkd_jax.state import (
 
 Variables = dict[str, Any]
 Step = Callable[[DistillState, Variables], DistillState]
-
-
-class Models(NamedTuple):
-    """The three networks. Classifiers: (x, train) -> (logits, features); generator: z -> x̂."""
-
-    teacher: nn.Module
-    student: nn.Module
-    generator: nn.Module
 
 
 class Steps(NamedTuple):
@@ -80,9 +73,22 @@ def create_steps(
     models: Models,
     replay: ReplayScheme | None,
     image_shape: tuple[int, int, int],
+    *,
+    axis_name: str | None = None,
+    devices: int = 1,
 ) -> Steps:
-    """Close the step functions over what is static: configuration, networks and replay scheme."""
-    batch_size = config.batch_size
+    """Close the step functions over what is static: configuration, networks and replay scheme.
+
+    Args:
+      config: of the run.
+      models: the networks; those with batch norm average over `axis_name` too.
+      replay: the scheme, made for the same axis; None without replay.
+      image_shape: (H, W, C).
+      axis_name: the mapped axis over which batches are split. Gradients and what is recorded are
+        then those of the global batch, and z is drawn per global example.
+      devices: its size, which divides the batch.
+    """
+    batch_size = config.batch_size // devices  # of one device
     optimizers = {"student": student_optimizer(config), "generator": generator_optimizer(config)}
     weights = losses.GeneratorLossWeights(
         **{name: config.loss[name] for name in losses.GeneratorLossWeights._fields}
@@ -92,6 +98,9 @@ def create_steps(
         return losses.DISTANCES[config.loss.distance](
             student, teacher, config.loss.distance_temperature
         )
+
+    def mean(tree: Any) -> Any:
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
 
     def init(key: jax.Array) -> DistillState:
         def network(name: str, module: nn.Module, sample: jax.Array) -> Network:
@@ -125,7 +134,8 @@ def create_steps(
         generator: Network, params: Any, key: jax.Array, update_stats: bool
     ) -> tuple[jax.Array, Any]:
         """x̂ = G(z), z ~ N(0, I), (B, H, W, C)."""
-        z = draw.normal(key, 0, batch_size, config.generator.latent_dim)
+        first = 0 if axis_name is None else lax.axis_index(axis_name) * batch_size
+        z = draw.normal(key, first, batch_size, config.generator.latent_dim)
         images, updated = models.generator.apply(
             {"params": params, "batch_stats": generator.batch_stats},
             z,
@@ -156,7 +166,7 @@ def create_steps(
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             images, batch_stats = generate(generator, params, key, update_stats=True)
-            with batch_norm.recorded() as layers:
+            with batch_norm.recorded(axis_name) as layers:
                 logits, features = teacher_of(teacher_variables)(images)
             student_out, _ = student_logits(student.params, student.batch_stats, images)
             value = losses.generator_loss(
@@ -167,10 +177,12 @@ def create_steps(
                 weights,
                 adversarial_form=config.loss.adversarial_form,
                 adversarial_temperature=config.loss.adversarial_temperature,
+                axis_name=axis_name,
             )
             return value, batch_stats
 
         (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(generator.params)
+        gradient = mean(gradient)
         totals = state.totals
         return state.replace(
             generator=_descend(generator, gradient, batch_stats, optimizers["generator"]),
@@ -194,7 +206,7 @@ def create_steps(
         """∇L_acq(θ): no replay."""
         loss = acquisition_loss_of(student, batch)
         (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(student.params)
-        return gradient, {"acquisition_loss": value, "acquisition_aux": aux}
+        return mean(gradient), {"acquisition_loss": mean(value), "acquisition_aux": aux}
 
     def retention_gradient(
         student: Network, batch: Batch, replayed: RetentionBatch
@@ -231,6 +243,7 @@ def create_steps(
             inner_steps=config.meta.inner_steps,
             has_aux=True,
             measure_alignment=config.meta.measure_alignment,
+            axis_name=axis_name,
         )
 
     def student_step(state: DistillState, teacher_variables: Variables) -> DistillState:
@@ -248,11 +261,15 @@ def create_steps(
                 state.replay, stream(state.key, "recall", state.student_steps), teacher
             )
             gradient, metrics = retention_gradient(student, batch, replayed)
-            recent = jax.tree.map(lambda x: x[: replay.observed_images], batch)
+            # Spread over the batch: where it is split over devices, each keeps images of its own,
+            # and together they are the same images on any number of devices.
+            count = replay.observed_images
+            spread = jnp.arange(count) * batch.images.shape[0] // count
+            recent = jax.tree.map(lambda x: x[spread], batch)
             totals = totals.replace(
                 retention_loss=totals.retention_loss + metrics["retention_loss"],
                 gradient_alignment=totals.gradient_alignment
-                + replayed.weight * metrics.get("gradient_alignment", 0.0),
+                + replayed.weight * metrics.get("gradient_alignment", jnp.nan),  # not measured
                 replayed_steps=totals.replayed_steps + replayed.weight,
             )
         batch_stats = metrics["acquisition_aux"]

@@ -4,8 +4,13 @@ import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of what the tests do; in-process tests check numbers, not speed.
+# Compiling is most of what the tests do, and they check numbers, not speed.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Runs in this process use one of these, but where a test asks for more.
+if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
 # Many tests compile the same programs; the workers of one session inherit its cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="dfkd_jax-tests-", ignore_cleanup_errors=True)
@@ -14,15 +19,26 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
+import numpy as np
 import pytest
 
 from configs import digits
-from dfkd_jax import data, host_memory
+from dfkd_jax import data_specs, host_memory
+from dfkd_jax.devices import Devices, mapped
+from dfkd_jax.epoch import create_epoch
+from dfkd_jax.models import create_models
 from dfkd_jax.replay import create_replay
 from dfkd_jax.steps import create_steps
-from dfkd_jax.train import create_models
 
 host_memory.keep_freed_memory()
+
+# For processes that run a whole run: fusions by XLA's older emitters compile in half the time, but
+# compute float64 to 1e-8 only. XLA aborts at flags that it does not know, so a version that may
+# have dropped this one does without.
+CHEAP_COMPILATION = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
+if jaxlib.version.__version__.startswith("0.10."):
+    CHEAP_COMPILATION["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture
@@ -33,6 +49,7 @@ def x64():
 
 
 TINY = {
+    "parallel.devices": 1,
     "epochs": 3,
     "batch_size": 8,
     "iterations_per_epoch": 3,
@@ -59,14 +76,19 @@ def tiny_config(method="lra-mb", **fields):
 
 def build(config):
     """(steps, state, teacher variables) of a configuration, with an untrained teacher."""
-    spec = data.spec(config.dataset.name)
-    models = create_models(config, spec)
+    spec = data_specs.spec(config)
+    models = create_models(config, spec.image_shape, spec.num_classes)
     replay = create_replay(config, spec.image_shape, spec.num_classes)
     steps = create_steps(config, models, replay, spec.image_shape)
     state = jax.jit(steps.init)(jax.random.key(config.seed))
     images = jnp.zeros((2, *spec.image_shape))
     teacher = models.teacher.init(jax.random.key(99), images, train=False)
     return steps, state, teacher
+
+
+def epoch_of(config, steps):
+    """The epoch function on one device."""
+    return create_epoch(config, steps, mapped(Devices.first(), None))
 
 
 def cast(tree, dtype):
@@ -76,3 +98,17 @@ def cast(tree, dtype):
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(leaf, tree)
+
+
+def same_bits(a, b):
+    """Whether two trees have the same structure and the same bytes."""
+
+    def data(leaf):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf)
+
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+        for x, y in zip(map(data, jax.tree.leaves(a)), map(data, jax.tree.leaves(b)), strict=True)
+    )

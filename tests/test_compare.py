@@ -14,7 +14,7 @@ from dfkd_jax import command_line, compare, results, run_folders
 from dfkd_jax.child_process import Outcome, in_child
 from dfkd_jax.config import UserError, to_dict
 from dfkd_jax.overall_progress import OverallProgress
-from tests.conftest import TINY, tiny_config
+from tests.conftest import CHEAP_COMPILATION, TINY, tiny_config
 
 ROOT = Path(__file__).parent.parent
 BOTH = ["first_order", "exact"]
@@ -30,7 +30,37 @@ def test_meta_methods_run_once_per_gradient_and_others_once(tmp_path):
     assert labels(found) == ["mb-dfkd", "lra-mb_first_order", "lra-mb_exact", "dafl"]
     assert [c.config.meta.variant for c in found] == ["none", "first_order", "exact", "none"]
     teachers = {c.config.teacher.checkpoint for c in found}
-    assert teachers == {str(tmp_path.resolve() / "teacher")}
+    assert teachers == {str(tmp_path / "teacher")}
+    # Relative, so that runs kept in a repository go on in any clone of it.
+    (one,) = compare.combinations(tiny_config, ["mb-dfkd"], BOTH, Path("results"))
+    assert one.config.teacher.checkpoint == "results/teacher"
+
+
+def test_every_value_of_a_varied_field_is_a_combination(tmp_path):
+    varied = compare.settings(["meta.inner_lr=0.1,0.9", "replay.mix=True,False"])
+    assert len(varied) == 4 and varied[1] == {"meta.inner_lr": "0.1", "replay.mix": "False"}
+
+    def load(method, **fields):
+        return command_line.with_overrides(
+            f"configs/digits.py:{method}", {"meta.inner_lr": 0.5}, fields
+        )
+
+    found = compare.combinations(load, ["lra-mb"], ["exact"], tmp_path, varied)
+    assert [c.label for c in found][1] == "lra-mb_exact meta.inner_lr=0.1 replay.mix=False"
+    assert {(c.config.meta.inner_lr, c.config.replay.mix) for c in found} == {
+        (lr, mix) for lr in (0.1, 0.9) for mix in (True, False)
+    }
+    jobs, _ = compare.plan(found, 1, tmp_path)
+    assert len({job.workdirs[0] for job in jobs}) == 4 and " " not in str(jobs[0].workdirs[0])
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [("meta.inner_lr", "FIELD=VALUE"), ("a=1,,2", "FIELD=VALUE"), ("seed=1,2", "--seeds")],
+)
+def test_a_wrong_vary_is_one_sentence(text, words):
+    with pytest.raises(UserError, match=words):
+        compare.settings([text])
 
 
 def test_a_teacher_that_is_given_is_kept(tmp_path):
@@ -172,6 +202,7 @@ def environment(tmp_path_factory):
     """Processes share compiled programs, so that only the first of them compiles."""
     return {
         **os.environ,
+        **CHEAP_COMPILATION,
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -6,8 +6,9 @@ import pytest
 
 from configs import digits
 from dfkd_jax import config as config_lib
-from dfkd_jax import data, methods, results, teacher
+from dfkd_jax import data, data_specs, methods, results, teacher
 from dfkd_jax.config import UserError, check, differences, get, to_dict
+from dfkd_jax.data_table import SPECS
 from dfkd_jax.losses import GeneratorLossWeights
 
 NAMES = ("default", "digits", "mnist", "cifar10", "cifar100", "svhn", "tiny_imagenet")
@@ -16,7 +17,7 @@ NAMES = ("default", "digits", "mnist", "cifar10", "cifar100", "svhn", "tiny_imag
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_config_file_takes_every_method(name, method, monkeypatch):
-    monkeypatch.setattr(data, "check_prepared", lambda *args: None)
+    monkeypatch.setattr(data, "check_prepared", lambda *args, **kwargs: None)
     config = importlib.import_module(f"configs.{name}").get_config(method)
     check(config)
     assert config.method == method
@@ -44,11 +45,22 @@ def test_the_papers_hyper_parameters():
 @pytest.mark.parametrize(
     "field, value, words",
     [
-        ("dataset.name", "imagenet", ["config.dataset.name", "'imagenet'", "digits"]),
+        (
+            "dataset.name",
+            "imagenet",
+            ["config.dataset.name", "'imagenet'", "folder, none"],
+        ),
+        ("dataset.name", "none", ["config.teacher.checkpoint is None", "'none'", "a trained one"]),
+        ("dataset.name", "folder", ["config.dataset.name is 'folder'", "test is no folder"]),
+        ("dataset.image_size", 32, ["config.dataset.image_size is 32 but 8", "'digits'"]),
+        ("dataset.num_classes", 7, ["config.dataset.num_classes is 7 but 10", "leave it out"]),
+        ("dataset.mean", (0.5,), ["config.dataset.mean is (0.5,) but (0.3053,)"]),
         ("teacher.model", "vgg99", ["config.teacher.model", "'vgg99'", "resnet34"]),
         ("student.model", "", ["config.student.model", "lenet5"]),
+        ("student.model", "lenet5", ["config.student.model", "8×8×1 images", "28×28"]),
         ("meta.variant", "second_order", ["config.meta.variant", "'second_order'", "exact_hvp"]),
         ("meta.objective", "thesis", ["config.meta.objective", "paper, code"]),
+        ("student.optimizer", "lion", ["config.student.optimizer", "sgd, adam"]),
         ("replay.kind", "disk", ["config.replay.kind", "memory_bank"]),
         ("replay.push_unit", "day", ["config.replay.push_unit", "epoch, iteration"]),
         ("loss.distance", "l7", ["config.loss.distance", "l1, kl"]),
@@ -64,7 +76,11 @@ def test_the_papers_hyper_parameters():
         ("student.learning_rate", 0.0, ["config.student.learning_rate", "more than 0"]),
         ("generator.channels", (8,), ["config.generator.channels", "two numbers"]),
         ("teacher.checkpoint", "/nowhere", ["config.teacher.checkpoint", "'/nowhere'"]),
-        ("dataset.name", "cifar100", ["cifar100", "tfds build", "array_record"]),
+        (
+            "dataset.name",
+            "cifar100",
+            ["dfkd_jax.prepare --dataset=cifar100", "array_record"],
+        ),
     ],
 )
 def test_bad_fields_are_one_sentence(field, value, words, tmp_path):
@@ -91,8 +107,16 @@ def test_an_unknown_method_is_refused():
         digits.get_config("lra-xx")
 
 
+def test_fields_that_repeat_the_table_are_allowed():
+    fields = {"image_size": 8, "channels": 1, "num_classes": 10, "mean": (0.3053,), "std": (0.376,)}
+    config = digits.get_config()
+    config.dataset.update(fields)
+    check(config)
+
+
 @pytest.mark.parametrize(
-    "field, value", [("num_classes", 7), ("image_shape", [32, 32, 3]), ("model", "lenet5")]
+    "field, value",
+    [("num_classes", 7), ("image_shape", [32, 32, 3]), ("model", "lenet5"), ("std", [0.5])],
 )
 def test_a_teacher_for_other_data_is_refused(tmp_path, field, value):
     card = {"model": "cnn", "num_classes": 10, "image_shape": [8, 8, 1]}
@@ -105,10 +129,26 @@ def test_a_teacher_for_other_data_is_refused(tmp_path, field, value):
         check(config)
 
 
+def test_images_are_normalised_as_the_teacher_has_learned_them(tmp_path):
+    card = {"model": "cnn", "num_classes": 10, "image_shape": [8, 8, 1]}
+    config = digits.get_config()
+    config.teacher.checkpoint = str(tmp_path)
+    results.write_json(tmp_path / teacher.CARD, {**card, "mean": None, "std": None})
+    check(config)
+    assert data_specs.spec(config) == SPECS["digits"]
+    results.write_json(tmp_path / teacher.CARD, {**card, "mean": [0.5], "std": [0.25]})
+    check(config)
+    assert data_specs.spec(config) == SPECS["digits"]._replace(mean=(0.5,), std=(0.25,))
+    config.dataset.mean = (0.3,)
+    with pytest.raises(UserError, match=r"config\.dataset\.mean is \(0\.3,\) but \(0\.5,\)"):
+        check(config)
+
+
 def test_differences_name_the_fields_and_spare_the_free_ones():
     stored, config = to_dict(digits.get_config()), digits.get_config()
     config.meta.inner_lr = 0.5
     config.loop = "scan"
     config.seed = 3
     assert differences(stored, to_dict(config)) == ["meta.inner_lr: 0.01 → 0.5", "seed: 1 → 3"]
-    assert set(config_lib.FREE_FIELDS) == {"loop", "dataset.data_dir"}
+    free = {"loop", "dataset.data_dir", "parallel.devices", "parallel.mapping"}
+    assert set(config_lib.FREE_FIELDS) == free

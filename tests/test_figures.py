@@ -69,6 +69,19 @@ def test_the_curve_shows_teacher_maximum_and_last(tmp_path, drawn):
     assert legend == ["teacher 97.50", "student", "max 91.00 (epoch 2)", "final 90.00 (epoch 3)"]
 
 
+def test_without_data_the_agreement_is_drawn(tmp_path, drawn):
+    history = [
+        record(e, student_accuracy=None, generated_agreement=10.0 * e, gradient_alignment=None)
+        for e in range(1, 5)
+    ]
+    figures.learning_curve(history, None, tmp_path / "curve.png")
+    agreement = drawn[0].axes[0]
+    assert "agreement with the teacher" in agreement.get_title(loc="left")
+    assert agreement.lines[0].get_ydata().tolist() == [10, 20, 30, 40]
+    legend = [text.get_text() for text in agreement.get_legend().get_texts()]
+    assert legend == ["student", "max 40.00 (epoch 4)", "final 40.00 (epoch 4)"]
+
+
 def test_epochs_before_the_first_replay_are_gaps(tmp_path, drawn):
     figures.learning_curve(HISTORIES["late replay"], 97.5, tmp_path / "curve.png")
     alignment = drawn[0].axes[3]

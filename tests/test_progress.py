@@ -45,6 +45,14 @@ def test_what_was_not_measured_is_a_dash(capsys):
     assert line.startswith("epoch 1/4  accuracy 10.00 %  L_acq –  L_ret –  L_gen –  alignment –")
 
 
+def test_without_data_the_agreement_is_shown(capsys):
+    with progress.Progress(4, fields=progress.student_fields(data=False)) as shown:
+        shown.update({**RECORD, "student_accuracy": None, "generated_agreement": 87.5})
+    line = capsys.readouterr().out
+    assert "epoch 3/4  agreement 87.50 %  L_acq 0.412" in line and "accuracy" not in line
+    assert progress.student_fields(data=True) == progress.STUDENT_FIELDS
+
+
 def test_a_teacher_shows_its_own_fields(capsys):
     with progress.Progress(2, fields=progress.TEACHER_FIELDS) as shown:
         shown.update({"epoch": 1, "teacher_accuracy": 98.0, "loss": 0.05})
@@ -91,6 +99,21 @@ def test_a_quiet_console_prints_nothing(capsys):
         shown.log("hello")
     progress.summary_table({}, "runs/a", console)
     assert capsys.readouterr().out == ""
+
+
+def test_the_summary_without_data_names_the_agreement(capsys):
+    agreement = {"mean": 80.0, "max": 95.0, "final": 90.0}
+    summary = {f"{name}_agreement": value for name, value in agreement.items()}
+    summary |= {"teacher_accuracy": None, "final_accuracy": None, "agreement_variance": 4.0}
+    progress.summary_table(summary)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:5] == [
+        "teacher no data to test on",
+        "agreement, final 90.00 %",
+        "agreement, max 95.00 %",
+        "mean over epochs μ 80.00 %",
+        "variance σ² 4.00 %²",
+    ]
 
 
 def test_the_summary_names_the_numbers_and_the_folder(capsys):

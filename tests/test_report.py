@@ -10,7 +10,7 @@ from PIL import Image
 
 from dfkd_jax import comparison_figures, report, results, run_folders
 from dfkd_jax.config import UserError, to_dict
-from dfkd_jax.train import method_names
+from dfkd_jax.outputs import method_names
 from tests.conftest import tiny_config
 
 MIB = 2**20

@@ -82,9 +82,25 @@ def test_the_summary_is_what_one_computes_by_hand():
         "teacher_accuracy": 99.0,
         "max_accuracy": 40.0,
         "final_accuracy": 30.0,
+        "mean_agreement": None,
+        "agreement_variance": None,
+        "max_agreement": None,
+        "final_agreement": None,
         "epochs": 3,
         "seconds": 4.5,
     }
+
+
+def test_without_data_the_agreement_is_summed_up():
+    history = [
+        {"student_accuracy": None, "generated_agreement": agreement, "seconds": 1.0}
+        for agreement in (50.0, 90.0, 70.0)
+    ]
+    summary = results.summarize(history, None, {})
+    assert summary["teacher_accuracy"] is summary["mean_accuracy"] is None
+    assert summary["mean_agreement"] == 70
+    assert summary["agreement_variance"] == pytest.approx((20**2 + 20**2) / 3)
+    assert (summary["max_agreement"], summary["final_agreement"]) == (90, 70)
 
 
 def test_a_summary_of_nothing_has_no_numbers():

@@ -11,6 +11,7 @@ from rich.console import Console
 from dfkd_jax import data, results, teacher
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
+from dfkd_jax.data_table import SPECS
 from dfkd_jax.evaluate import create_accuracy
 from dfkd_jax.train import run, run_seeds
 from tests.conftest import tiny_config
@@ -35,7 +36,8 @@ def shared_teacher(alone, **fields):
 
 def assert_close(a, b):
     for x, y in zip(*(results.read_metrics(d / "metrics.jsonl") for d in (a, b)), strict=True):
-        for key in x.keys() - {"seconds", "student_accuracy", "early_agreement"}:
+        coarse = {key for key in x if key.endswith("_agreement")}  # percent of a few images
+        for key in x.keys() - coarse - {"seconds", "student_accuracy"}:
             np.testing.assert_allclose(x[key], y[key], rtol=2e-2, atol=2e-3, err_msg=key)
         assert abs(x["student_accuracy"] - y["student_accuracy"]) < 1.0
 
@@ -105,8 +107,8 @@ def test_augmentation_shifts_and_mirrors_whole_images():
 
 
 def test_accuracy_counts_every_example_once():
-    spec = data.spec("digits")
-    split = data.load("digits", "test")
+    spec = SPECS["digits"]
+    split = data.load(spec, "test")
     model = create_classifier("cnn_half", 10)
     images = data.normalize(split.images, spec.mean, spec.std)
     variables = model.init(jax.random.key(0), images[:2], train=False)
@@ -118,12 +120,12 @@ def test_accuracy_counts_every_example_once():
 
 
 def test_every_training_image_is_used_once_an_epoch():
-    spec = data.spec("digits")
-    split = data.load("digits", "train")
+    spec = SPECS["digits"]
+    split = data.load(spec, "train")
     config = tiny_config().teacher
     model = create_classifier("cnn_half", 10)
     training = teacher.create_training(config, model, split, spec)
-    state = training.epoch(training.init(jax.random.key(0)))
+    state = training.epoch(training.init(0))
     assert int(state.step) == training.steps_per_epoch == len(split.labels) // config.batch_size
     first = np.asarray(state.order)
     np.testing.assert_array_equal(np.sort(first), np.arange(len(split.labels)))

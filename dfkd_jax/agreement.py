@@ -1,0 +1,71 @@
+"""How far student and teacher agree, measured without data: on generated and on replayed images."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from dfkd_jax.losses import l1_distance
+from dfkd_jax.models import Models
+from dfkd_jax.replay import ReplayScheme
+from dfkd_jax.state import DistillState
+from dfkd_jax.steps import Steps, Variables
+
+# Far from the numbers of the steps' own streams, which count up from 0.
+_STREAM = 0xA62EE
+
+Agreement = Callable[[DistillState, Variables], dict[str, jax.Array]]
+
+
+def create_agreement(
+    config: ml_collections.ConfigDict,
+    models: Models,
+    replay: ReplayScheme | None,
+    steps: Steps,
+) -> Agreement:
+    """(state, teacher variables) -> what they agree on now; pure, draws from a stream of its own.
+
+    Student and teacher are in evaluation mode. The generated images are one batch that the
+    generator makes now; the replayed ones are recalled as for the student, so many times that they
+    are at least as many. The result holds scalars,
+
+    - `generated_agreement`, `memory_agreement`: percent of the images on which both have the same
+      arg max, in [0, 100];
+    - `generated_distance`, `memory_distance`: mean over images and classes of |S − T|, logits, ≥ 0;
+    - `early_agreement`: percent of the images that were generated after the first epoch.
+
+    Those of the memory are NaN without replay and while there is nothing to replay.
+    """
+
+    def measure(state: DistillState, teacher_variables: Variables) -> dict[str, jax.Array]:
+        variables = {"params": state.student.params, "batch_stats": state.student.batch_stats}
+        key = jax.random.fold_in(jax.random.fold_in(state.key, _STREAM), state.student_steps)
+
+        def teacher(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return models.teacher.apply(teacher_variables, images, train=False)
+
+        fresh = steps.images(state, jax.random.fold_in(key, 0))
+        sets = {"generated": (fresh, teacher(fresh)[0])}
+        if replay is not None:
+            recalls = -(-config.batch_size // config.replay.entry_size)
+            recalled = jax.vmap(lambda key: replay.recall(state.replay, key, teacher))(
+                jax.random.split(jax.random.fold_in(key, 1), recalls)
+            )
+            parts = (recalled.images, recalled.logits)
+            sets["memory"] = tuple(part.reshape(-1, *part.shape[2:]) for part in parts)
+        images = jnp.concatenate([images for images, _ in sets.values()])
+        student, _ = models.student.apply(variables, images, train=False)  # once: less to compile
+        nothing = dict.fromkeys(("memory_agreement", "memory_distance"), jnp.full((), jnp.nan))
+        measured = {"early_agreement": steps.early_agreement(state), **nothing}
+        for name, (images, wanted) in sets.items():
+            logits, student = student[: len(images)], student[len(images) :]
+            same = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted, axis=-1)
+            measured[f"{name}_agreement"] = 100.0 * jnp.mean(same)
+            measured[f"{name}_distance"] = jnp.mean(l1_distance(logits, wanted))
+        if replay is not None:
+            some = recalled.weight[0] > 0
+            measured |= {name: jnp.where(some, measured[name], jnp.nan) for name in nothing}
+        return measured
+
+    return measure

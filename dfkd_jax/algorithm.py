@@ -1,0 +1,84 @@
+"""The algorithm of one configuration on given devices: networks, replay, steps and epoch together.
+
+An epoch's steps run per device on shares of the batch; everything else (start, figures, what is
+measured between epochs) is the same steps on whole arrays.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from dfkd_jax.agreement import Agreement, create_agreement
+from dfkd_jax.config import UserError
+from dfkd_jax.devices import WHOLE, Devices, mapped
+from dfkd_jax.epoch import Epoch, create_epoch
+from dfkd_jax.models import Models, create_models
+from dfkd_jax.replay import ReplayScheme, create_replay
+from dfkd_jax.state import DistillState, layout_of
+from dfkd_jax.steps import Step, Steps, create_steps, over_seeds
+
+
+class Algorithm(NamedTuple):
+    """What a run calls."""
+
+    models: Models  # on whole arrays
+    replay: ReplayScheme | None  # likewise
+    steps: Steps  # likewise, of one seed
+    init: Callable[[int], DistillState]  # from the seed
+    epoch: Epoch
+    keep_early: Step
+    agreement: Agreement
+
+
+def create_algorithm(
+    config: ml_collections.ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    devices: Devices,
+    seeds: int = 1,
+) -> Algorithm:
+    """Build it.
+
+    Args:
+      config: of the run.
+      image_shape: (H, W, C).
+      num_classes: of teacher and student.
+      devices: what an epoch runs on.
+      seeds: with more than one, `epoch` and `keep_early` take states stacked over the seeds; one
+        device only.
+
+    Raises:
+      UserError: the student cannot be split over several devices; see `own_module.check_axis`.
+    """
+
+    def build(**axis: Any) -> tuple[Models, ReplayScheme | None, Steps]:
+        models = create_models(config, image_shape, num_classes, axis.get("axis_name"))
+        replay = create_replay(config, image_shape, num_classes, **axis)
+        return models, replay, create_steps(config, models, replay, image_shape, **axis)
+
+    models, replay, steps = build()
+    layout = layout_of(replay and replay.layout)
+    shardings = devices.shardings(layout)
+    if devices.count > 1:
+        try:
+            _, _, per_device = build(axis_name=devices.axis_name, devices=devices.count)
+        except ValueError as error:
+            raise UserError(f"config.student.model: {error}") from error
+    else:
+        per_device = steps if seeds == 1 else over_seeds(steps)
+    init = jax.jit(lambda seed: steps.init(jax.random.key(seed)), out_shardings=shardings)
+    keep_early = steps.keep_early if seeds == 1 else over_seeds(steps).keep_early
+    return Algorithm(
+        models,
+        replay,
+        steps,
+        init,
+        create_epoch(config, per_device, mapped(devices, layout)),
+        jax.jit(keep_early, donate_argnums=0, out_shardings=shardings),
+        jax.jit(
+            create_agreement(config, models, replay, steps),
+            out_shardings=devices.shardings(WHOLE),
+        ),
+    )

@@ -1,0 +1,99 @@
+"""A run's folder: whose it is, and where to go on."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from rich.console import Console
+
+from dfkd_jax import checkpoint, results
+from dfkd_jax import config as config_lib
+from dfkd_jax.config import UserError
+
+
+class Run(NamedTuple):
+    """The folder of one seed, and what is open in it."""
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    manager: ocp.CheckpointManager
+    history: checkpoint.History
+
+
+def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Write `config.json`, or compare with the one that is there.
+
+    Raises:
+      UserError: it is another one, or the folder cannot be used.
+    """
+    path, current = workdir / "config.json", config_lib.to_dict(config)
+    try:
+        if path.exists():
+            found = config_lib.differences(results.read_json(path), current)
+            if found:
+                raise UserError(
+                    f"{workdir} holds a run of another configuration; "
+                    f"the differing fields are {'; '.join(found)}."
+                )
+        else:
+            results.write_json(path, current)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--workdir {workdir} cannot be used: {error}") from error
+
+
+def resume(
+    configs: Sequence[ml_collections.ConfigDict],
+    workdirs: Sequence[Path],
+    init: Callable[[int], Any],
+    console: Console,
+) -> tuple[list[Any], list[Run]]:
+    """The states to go on from, one per seed, all after the same epoch, and the folders.
+
+    Args:
+      configs: of the runs.
+      workdirs: their folders.
+      init: seed ↦ the state before the first epoch.
+      console: where damaged checkpoints are reported.
+    """
+    fresh = [init(config.seed) for config in configs]
+    managers = [checkpoint.open_checkpoints(workdir / "checkpoints") for workdir in workdirs]
+    report = partial(console.print, soft_wrap=True)
+    # A kill may have come after the checkpoints of some seeds only.
+    common = min(manager.latest_step() or 0 for manager in managers)
+    while True:
+        found = [
+            checkpoint.restore_latest(manager, state, report, newest=common)
+            for manager, state in zip(managers, fresh, strict=True)
+        ]
+        epochs = [0 if one is None else len(one[1]) for one in found]
+        if min(epochs) == max(epochs):
+            break
+        common = min(epochs)  # one of them was damaged
+    restored = [(s, []) if one is None else one for s, one in zip(fresh, found, strict=True)]
+    runs = [
+        Run(config, workdir, manager, history)
+        for config, workdir, manager, (_, history) in zip(
+            configs, workdirs, managers, restored, strict=True
+        )
+    ]
+    for r in runs:
+        checkpoint.forget_after(r.manager, len(r.history))
+    return [state for state, _ in restored], runs
+
+
+def stack(states: Sequence[Any]) -> Any:
+    """States of several seeds as one, along a new first axis; a single one as it is."""
+    if len(states) == 1:
+        return states[0]
+    return jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *states)
+
+
+def unstack(state: Any, count: int) -> list[Any]:
+    """The states that `stack` took."""
+    if count == 1:
+        return [state]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(count)]
