@@ -1,7 +1,8 @@
 """The facts of the data set that a configuration describes: from the table, or its own."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ OWN = ("folder", "none")
 FIELDS = ("image_size", "channels", "num_classes", "mean", "std")  # of config.dataset
 
 
-def spec(config: ml_collections.ConfigDict) -> DatasetSpec:
+def spec(config: ml_collections.ConfigDict, card: Mapping[str, Any] | None = None) -> DatasetSpec:
     """The facts of the data set that `config.dataset` describes.
 
-    Images are normalised as the card of a given teacher says, if it does: what they look like to a
-    network is the teacher's affair, not that of the table.
+    Images are normalised as the teacher's card says, if it does: what they look like to a network
+    is the teacher's affair, not that of the table. Of `folder` and `none`, a field that is None is
+    taken from the card too, as images must be what the teacher takes; the classes of `folder` are
+    counted in any case.
 
-    Of `folder` and `none`, a field that is None is taken from the card of
-    `config.teacher.checkpoint`, as images must be what the teacher takes; the classes of `folder`
-    are counted in any case.
+    Args:
+      config: of a run.
+      card: of the teacher; that of `config.teacher.checkpoint` by default.
 
     Raises:
       ValueError: no data set has that name, or a field is missing, impossible, or contradicts what
@@ -31,19 +34,22 @@ def spec(config: ml_collections.ConfigDict) -> DatasetSpec:
       FileNotFoundError: `folder` is not there.
     """
     dataset = config.dataset
+    card = teacher_card(config) if card is None else card
     if dataset.name in OWN:
-        return _own(dataset, teacher_card(config))
+        return _own(dataset, card)
     if dataset.name not in SPECS:
         allowed = ", ".join((*SPECS, *OWN))
         raise ValueError(f"config.dataset.name is {dataset.name!r} but must be one of {allowed}.")
     known = SPECS[dataset.name]
-    card = teacher_card(config)
     if card.get("mean") is not None and card.get("std") is not None:
         known = known._replace(mean=tuple(card["mean"]), std=tuple(card["std"]))
     size, _, channels = known.image_shape
     values = (size, channels, known.num_classes, known.mean, known.std)
     for field, value in zip(FIELDS, values, strict=True):
-        if dataset[field] not in (None, value):
+        given = dataset[field]
+        if isinstance(given, list):  # a tuple that was written to config.json
+            given = tuple(given)
+        if given not in (None, value):
             raise ValueError(
                 f"config.dataset.{field} is {dataset[field]!r} but {value!r} for the data set "
                 f"{dataset.name!r}; allowed is to leave it out."
@@ -58,12 +64,17 @@ def teacher_card(config: ml_collections.ConfigDict) -> dict[str, Any]:
       ValueError: its file is damaged.
     """
     directory = config.teacher.checkpoint
-    if directory is None or not teacher.is_teacher(directory):
+    return {} if directory is None else card_in(directory)
+
+
+def card_in(directory: str | os.PathLike) -> dict[str, Any]:
+    """The card of the teacher in a folder; see `teacher_card`."""
+    if not teacher.is_teacher(directory):
         return {}
     return results.read_json(Path(directory) / teacher.CARD)
 
 
-def _own(dataset: ml_collections.ConfigDict, card: dict[str, Any]) -> DatasetSpec:
+def _own(dataset: ml_collections.ConfigDict, card: Mapping[str, Any]) -> DatasetSpec:
     size, _, channels = card.get("image_shape", (None, None, None))
     known = {**card, "image_size": size, "channels": channels}
     if dataset.name == "folder":
