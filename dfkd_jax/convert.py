@@ -6,7 +6,9 @@ DIR then is what `--config.teacher.checkpoint` takes. The network is not run.
 
 import argparse
 import math
+import os
 import secrets
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,7 +23,9 @@ from dfkd_jax.command_line import create_parser, fail
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import SPECS
 from dfkd_jax.torch_file import read_state_dict
-from dfkd_jax.torch_layouts import from_torch
+from dfkd_jax.torch_layouts import WrongWeights, from_torch
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 class Description(NamedTuple):
@@ -67,12 +71,9 @@ def convert(file: str | Path, description: Description, output: str | Path) -> s
     leaves = jax.tree.leaves(variables["params"])
     height, width, channels = image_shape
     if description.mean is None:
-        normalization = "not known: a run will take that of its data set"
+        normalization = "not known: put the teacher's own into the command below"
     else:
         normalization = f"mean {description.mean}, std {description.std}"
-    config = Path("configs", f"{description.dataset}.py")
-    if not config.is_file():
-        config = "configs/CONFIG.py"
     return "\n".join(
         [
             f"layout         {layout.name}",
@@ -81,10 +82,32 @@ def convert(file: str | Path, description: Description, output: str | Path) -> s
             f"images         {height}×{width}×{channels}, {num_classes} classes",
             f"normalisation  {normalization}",
             f"written to     {output}; train a student of it with",
-            f"python -m dfkd_jax.main --config={config} --config.teacher.model={model} "
-            f"--config.teacher.checkpoint={output} --workdir=runs/{output.name}",
+            next_command(description, output),
         ]
     )
+
+
+def next_command(description: Description, output: Path) -> str:
+    """The command that distils the teacher written to `output`, for a shell in this folder.
+
+    Its configuration is that of the data set, if there is one, else the default with what the
+    teacher's card does not say. An unknown normalisation stands as that of images in [0, 1].
+    """
+    name, (_, _, channels) = description.dataset, description.image_shape
+    file = CONFIGS / f"{name}.py"
+    fields = {"teacher.model": description.model, "teacher.checkpoint": str(output)}
+    if not file.is_file():
+        file = CONFIGS / "default.py"
+        fields["dataset.name"] = name or "none"
+    if name is None and description.mean is None:
+        fields["dataset.mean"], fields["dataset.std"] = (
+            f"{(0.0,) * channels}",
+            f"{(1.0,) * channels}",
+        )
+    flags = [f"--config={os.path.relpath(file)}"]
+    flags += [f"--config.{field}={value}" for field, value in fields.items()]
+    flags.append(f"--workdir={Path('runs', output.name)}")
+    return " ".join(["python -m dfkd_jax.main", *map(shlex.quote, flags)])
 
 
 def _write(output: Path, variables: teacher.Variables, card: dict[str, Any]) -> None:
@@ -171,12 +194,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert what the arguments name; the exit code."""
+    """Convert what the arguments name; the exit code. Names of many wrong arrays stand below."""
     try:
         given = _parser().parse_args(arguments)
         print(convert(given.file, describe(given), given.output))
     except (UserError, OSError) as error:
-        return fail(str(error), 2)
+        names = error.__cause__.listing if isinstance(error.__cause__, WrongWeights) else ()
+        return fail("\n  ".join([str(error), *names]), 2)
     return 0
 
 

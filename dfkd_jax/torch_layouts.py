@@ -44,6 +44,14 @@ class Layout(NamedTuple):
     folded: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
+class WrongWeights(ValueError):
+    """A state dict of another network: a sentence, and all names if that has not all of them."""
+
+    def __init__(self, sentence: str, listing: tuple[str, ...] = ()) -> None:
+        super().__init__(sentence)
+        self.listing = listing
+
+
 class Leaf(NamedTuple):
     """One array: its name and shape in PyTorch, its path with us, and the axes from us to there."""
 
@@ -132,7 +140,7 @@ _LEAF_NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-LISTED = 10  # at most so many names of a kind are in a message
+LISTED = 10  # at most so many names of a kind are in a sentence
 _COUNTER = "num_batches_tracked"  # beside the running statistics; we have no use for it
 
 
@@ -164,8 +172,10 @@ def from_torch(
       the layout that the names are of.
 
     Raises:
-      ValueError: missing, unknown or misshapen arrays, or values that are no finite numbers; one
-        sentence with their names.
+      WrongWeights: missing, unknown or misshapen arrays; one sentence with the first names of each
+        kind.
+      ValueError: values that are no finite numbers, or images that the network does not take; one
+        sentence.
     """
     known = layouts(model)
     module = create_classifier(model, num_classes)
@@ -184,12 +194,9 @@ def from_torch(
     ]
     listed = {"missing": missing, "unknown": unknown, "misshapen": misshapen}
     if any(listed.values()):
-        reasons = [f"{kind} are {_enumerate(names)}" for kind, names in listed.items() if names]
-        height, width, channels = image_shape
-        raise ValueError(
-            f"the weights are not those of a {model} for {num_classes} classes and {height}×{width}"
-            f"×{channels} images (compared with {layout.name}): {'; '.join(reasons)}."
-        )
+        images = "×".join(map(str, image_shape))
+        network = f"a {model} for {num_classes} classes and {images} images"
+        raise _mismatch(f"{network} (compared with {layout.name})", len(shapes), listed)
     wrong = [name for name in shapes if not jnp.issubdtype(state_dict[name].dtype, jnp.floating)]
     if not wrong:
         with np.errstate(over="ignore"):  # what float32 cannot hold is reported below
@@ -206,6 +213,18 @@ def from_torch(
     for name, path in layout.folded:
         flat[path] = flat[path] - arrays[name]
     return unflatten_dict(flat), layout
+
+
+def _mismatch(network: str, count: int, listed: Mapping[str, Sequence[str]]) -> WrongWeights:
+    """What to raise for names, listed by what is wrong with them; the network has `count`."""
+    reasons = [f"{kind} are {_enumerate(names)}" for kind, names in listed.items() if names]
+    if 2 * len(listed["missing"]) > count:
+        reasons.insert(0, "most names are missing, as of another architecture")
+    sentence = f"the weights are not those of {network}: {'; '.join(reasons)}."
+    if max(map(len, listed.values())) <= LISTED:
+        return WrongWeights(sentence)
+    lines = [f"{kind}: {_shown(name)}" for kind, names in listed.items() for name in names]
+    return WrongWeights(sentence, tuple(lines))
 
 
 def to_torch(
@@ -268,6 +287,11 @@ def _differing(
 
 
 def _enumerate(names: Sequence[str]) -> str:
-    """The first ten, and how many more; a name may be any text."""
-    shown = ", ".join((n if n.isprintable() else repr(n))[:100] for n in names[:LISTED])
+    """The first `LISTED`, and how many more."""
+    shown = ", ".join(map(_shown, names[:LISTED]))
     return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown
+
+
+def _shown(name: str) -> str:
+    """A name that a file gives may be any text."""
+    return (name if name.isprintable() else repr(name))[:100]

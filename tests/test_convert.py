@@ -1,5 +1,6 @@
 """`python -m dfkd_jax.convert`: a PyTorch file becomes a teacher, or one sentence and nothing."""
 
+import shlex
 from functools import cache
 
 import jax
@@ -9,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import digits
+from dfkd_jax import command_line, data_specs, results, teacher
 from dfkd_jax import config as config_lib
-from dfkd_jax import data_specs, results, teacher
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.convert import main
 from dfkd_jax.torch_layouts import to_torch
@@ -38,13 +39,15 @@ def run(*arguments):
 
 
 def refusal(capsys, tmp_path, *arguments):
-    """The one sentence; nothing may be in the folder that was not there before."""
+    """The one sentence, without names below; nothing new may be in the folder."""
     before = sorted(tmp_path.rglob("*"))
     assert run(*arguments, f"--output={tmp_path / 'made' / 'teacher'}") == 2
     assert sorted(tmp_path.rglob("*")) == before
     out, error = capsys.readouterr()
-    assert out == "" and error.startswith("dfkd_jax: ") and error.count("\n") == 1
-    return error.removeprefix("dfkd_jax: ").strip()
+    sentence, *names = error.splitlines()
+    assert out == "" and sentence.startswith("dfkd_jax: ")
+    assert all(name.startswith("  m") for name in names)
+    return sentence.removeprefix("dfkd_jax: ")
 
 
 def test_a_converted_teacher_is_what_a_run_takes(tmp_path, capsys):
@@ -125,6 +128,48 @@ def test_bad_flags_are_one_sentence(flags, words, tmp_path, capsys):
     save_file(state_dict(), file)
     sentence = refusal(capsys, tmp_path, file, *flags)
     assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    "flags, start",
+    [
+        (["--dataset=digits"], "--config=configs/digits.py"),
+        (["--num_classes=10", "--image_size=8", "--channels=1", "--mean=0.5", "--std=0.2"], None),
+        (["--num_classes=10", "--image_size=8", "--channels=1"], None),
+        (["--dataset=fashion_mnist"], "--config=configs/default.py"),
+    ],
+)
+def test_the_command_printed_is_one_that_runs(flags, start, tmp_path, capsys):
+    file, output = tmp_path / "net.safetensors", tmp_path / "it's a teacher"
+    save_file(state_dict(), file)
+    assert run(file, "--model=cnn_half", *flags, f"--output={output}") == 0
+    python, m, module, first, *others = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert [python, m, module] == ["python", "-m", "dfkd_jax.main"]
+    assert first == (start or "--config=configs/default.py")
+    assert others.pop() == "--workdir=runs/it's a teacher"
+    fields = dict(flag.removeprefix("--config.").split("=", 1) for flag in others)
+    config = command_line.with_overrides(first.removeprefix("--config="), {}, fields)
+    config_lib.check(config, reads_data=False)
+    assert config.teacher.checkpoint == str(output)
+    spec = data_specs.spec(config)
+    if start is None:
+        unknown = "--mean=0.5" not in flags
+        assert (spec.name, spec.mean, spec.std) == (
+            ("none", (0.0,), (1.0,)) if unknown else ("none", (0.5,), (0.2,))
+        )
+    else:
+        assert f"--dataset={spec.name}" in flags
+
+
+def test_the_names_beyond_those_of_the_sentence_are_below_it(tmp_path, capsys):
+    file = tmp_path / "net.safetensors"
+    save_file(state_dict(), file)
+    flags = ["--model=resnet18", "--num_classes=10", f"--output={tmp_path / 'teacher'}"]
+    assert run(file, *flags) == 2
+    sentence, *names = capsys.readouterr().err.splitlines()
+    assert sentence.endswith(".") and "most names are missing" in sentence
+    assert "  missing: layer4.1.bn2.running_var" in names and "  unknown: fc1.bias" in names
+    assert sum(name.startswith("  missing: ") for name in names) == 20 + 4 * 20 + 2 - 7
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path, capsys):

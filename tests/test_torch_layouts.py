@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfkd_jax.classifiers import CLASSIFIERS, create_classifier
-from dfkd_jax.torch_layouts import from_torch, layouts, to_torch
+from dfkd_jax.torch_layouts import WrongWeights, from_torch, layouts, to_torch
 
 K = 7  # classes
 S32, S64 = (32, 32, 3), (64, 64, 3)
@@ -172,14 +172,28 @@ def test_what_is_missing_unknown_or_misshapen_is_named():
     assert "conv1.bias (3,) instead of (64,)." in refusal(biased, "resnet18")
 
 
-def test_many_names_are_counted():
+def test_of_many_names_all_are_listed_beside_the_sentence():
     state_dict = to_torch("cnn", random_variables("cnn"))
-    sentence = refusal(state_dict, "resnet18")
+    with pytest.raises(WrongWeights) as caught:
+        from_torch("resnet18", K, S32, state_dict)
+    sentence = str(caught.value)
+    assert "most names are missing, as of another architecture" in sentence
     missing, unknown = sentence.split("missing are ")[1].split("; unknown are ")
     # 20 convolutions, 20 batch norms and a dense layer; both have conv1, bn1 and fc.
+    total = 20 + 4 * 20 + 2 - 7
     first, count = missing.split(" and ")
-    assert (len(first.split(", ")), count) == (10, f"{20 + 4 * 20 + 2 - 7 - 10} more")
+    assert (len(first.split(", ")), count) == (10, f"{total - 10} more")
     assert unknown.startswith("bn2.bias, bn2.weight, ")
+    names = [line.split(": ") for line in caught.value.listing]
+    kinds = [kind for kind, _ in names]
+    # With bn1 its counter is known; fc.bias has the right shape.
+    assert kinds == ["missing"] * total + ["unknown"] * (len(state_dict) - 8) + ["misshapen"] * 6
+    assert set(first.split(", ")) < {name for _, name in names}
+
+
+def test_without_a_common_name_the_first_layout_is_compared_with():
+    sentence = refusal({"w": np.zeros(1, np.float32)}, "resnet18")
+    assert f"(compared with {layouts('resnet18')[0].name})" in sentence
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
