@@ -9,7 +9,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "resnet.")
 """What wrapping modules (`DataParallel`, `torch.compile`, LRA's 64×64 ResNet) put before names."""
 
 EXPORT = "torch.save(model.state_dict(), 'weights.pt')"
+_ZIP = b"PK\x03\x04"
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint by name, out of its wrapping and without common prefixes.
 
     Args:
-      path: a `.safetensors` file; any other is read as one of `torch.save`.
+      path: a file of safetensors or of `torch.save`, told apart by how it begins; what begins like
+        neither, by its name.
 
     Returns:
       Arrays in PyTorch's layout; of torch.save, floating-point ones as float32.
@@ -40,25 +42,31 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     path = Path(path)
     try:
         size = path.stat().st_size
-        if path.suffix == ".safetensors":
-            content = _read_safetensors(path, size)
+        with open(path, "rb") as file:
+            start = file.read(9)
+        if _is_safetensors(path, start):
+            content = _read_safetensors(path, start, size)
         else:
-            content = _read_torch(path, size)
+            content = _read_torch(path, start, size)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
     return _arrays(_without_prefixes(_unwrap(content, path)), path, size)
 
 
-def _read_safetensors(path: Path, size: int) -> Mapping[str, Any]:
+def _is_safetensors(path: Path, start: bytes) -> bool:
+    """Whether a file is to be read as safetensors: the length of its header, then JSON."""
+    if start.startswith(_ZIP):
+        return False
+    return start[8:] == b"{" or path.suffix.lower() == ".safetensors"
+
+
+def _read_safetensors(path: Path, start: bytes, size: int) -> Mapping[str, Any]:
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
         raise ValueError(_missing(path, "safetensors")) from error
-    with open(path, "rb") as file:
-        start = file.read(8)
-    # The file begins with the length of its header, 64 bits.
-    if len(start) < 8 or 8 + struct.unpack("<Q", start)[0] > size:
+    if len(start) < 8 or 8 + struct.unpack("<Q", start[:8])[0] > size:
         raise ValueError(f"{path} is damaged or no safetensors file: its header goes past its end.")
     try:
         return load_file(path)
@@ -67,26 +75,26 @@ def _read_safetensors(path: Path, size: int) -> Mapping[str, Any]:
         raise ValueError(f"{path} is damaged or no safetensors file: {reason}.") from error
 
 
-def _read_torch(path: Path, size: int) -> Any:
-    with open(path, "rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
-    if is_zip:
+def _read_torch(path: Path, start: bytes, size: int) -> Any:
+    if start.startswith(_ZIP):
         _check_zip(path, size)
     try:
         import torch
     except ImportError as error:
         raise ValueError(_missing(path, "PyTorch")) from error
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(path, "rb") as file:  # it judges paths by their end
             warnings.simplefilter("ignore")  # on formats that are old but read
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damage shows in as many ways as there are readers
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise ValueError(
                 f"{path} holds a pickled {refused[1][:100]} (a whole module, or something beside "
                 "the weights) and is not opened, as unpickling can run any code; where that class "
-                f"is defined, run {EXPORT} and convert the new file."
+                f"is defined, run {EXPORT}, or with a file that you trust and that has the weights "
+                f"under 'state_dict', torch.save(torch.load({path.name!r}, weights_only=False)"
+                "['state_dict'], 'weights.pt'), and convert the new file."
             ) from error
         raise ValueError(
             f"{path} is damaged or no PyTorch checkpoint ({type(error).__name__}); allowed are "
@@ -95,12 +103,12 @@ def _read_torch(path: Path, size: int) -> Any:
 
 
 def _check_zip(path: Path, size: int) -> None:
-    """`torch.save` stores without compression, so contents cannot be larger than their archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{path} is damaged: its archive has no valid directory.") from error
+    """Refuse what torch.load would read without noticing, or only at great cost.
+
+    `torch.save` stores without compression, so contents cannot be larger than their archive; it
+    writes checksums, which torch.load does not compare.
+    """
+    entries = _ask_zip(path, zipfile.ZipFile.infolist)
     if any(Path(entry.filename).name == "constants.pkl" for entry in entries):
         raise ValueError(
             f"{path} is a TorchScript program and no state dict; run "
@@ -112,6 +120,19 @@ def _check_zip(path: Path, size: int) -> None:
             f"{path} is no archive of torch.save: it has {size:,} bytes and declares {declared:,} "
             "bytes of contents, which must be stored without compression."
         )
+    # PyTorch can be told to leave the checksums out; all are 0 then.
+    if any(entry.CRC for entry in entries):
+        damaged = _ask_zip(path, zipfile.ZipFile.testzip)
+        if damaged is not None:
+            raise ValueError(f"{path} is damaged: {damaged[:100]!r} in it has another checksum.")
+
+
+def _ask_zip(path: Path, question: Callable[[zipfile.ZipFile], Any]) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return question(archive)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its archive cannot be read.") from error
 
 
 def _missing(path: Path, package: str) -> str:

@@ -1,5 +1,6 @@
 """Reading PyTorch's files: every wrapped form, and what is refused without being opened."""
 
+import argparse
 import json
 import os
 import pickle
@@ -54,6 +55,12 @@ def test_a_prefix_of_some_names_stays(tmp_path):
     assert set(read_state_dict(file)) == {"net.a", "b"}
 
 
+@pytest.mark.parametrize("name", ["NET.SAFETENSORS", "net.pt", "net"])
+def test_a_safetensors_file_is_known_by_its_content(name, tmp_path):
+    save_file(STATE_DICT, tmp_path / name)
+    assert_state_dict(read_state_dict(tmp_path / name))
+
+
 def write_zip(path, entries, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in entries.items():
@@ -78,6 +85,14 @@ def half_a_zip(path):
     path.write_bytes(path.read_bytes()[:600])
 
 
+def flipped_zip(path):
+    """One bit of what is stored is another."""
+    write_zip(path, {"archive/data.pkl": b"x" * 1000})
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+
+
 def header(description, length=None):
     text = json.dumps(description).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text
@@ -98,6 +113,8 @@ BAD_FILES = {
     "lying.pt": (lying_zip, "declares 1,073,741,825 bytes"),
     "compressed.pth": (compressed_zip, "without compression"),
     "half.pt": (half_a_zip, "damaged"),
+    "flipped.pt": (flipped_zip, "'archive/data.pkl' in it has another checksum"),
+    "zip.safetensors": (flipped_zip, "another checksum"),
     "script.pt": (
         lambda p: write_zip(p, {"net/constants.pkl": b""}),
         "torch.jit.load('script.pt')",
@@ -153,6 +170,26 @@ def test_every_wrapped_form(form, legacy, tmp_path):
     assert_state_dict(read_state_dict(file))
 
 
+@pytest.mark.parametrize("name", ["net.safetensors", "net"])
+def test_a_file_of_pytorch_is_known_by_its_content(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(array) for name, array in STATE_DICT.items()}
+    torch.save(tensors, tmp_path / name)
+    assert_state_dict(read_state_dict(tmp_path / name))
+
+
+def test_an_archive_without_checksums_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    serialization = torch.serialization
+    tensors = {name: torch.tensor(array) for name, array in STATE_DICT.items()}
+    serialization.set_crc32_options(False)
+    try:
+        torch.save(tensors, tmp_path / "net.pt")
+    finally:
+        serialization.set_crc32_options(True)
+    assert_state_dict(read_state_dict(tmp_path / "net.pt"))
+
+
 class Bomb:
     """Unpickling it would write a file."""
 
@@ -169,6 +206,8 @@ class Bomb:
         ("module", ["Linear", "torch.save(model.state_dict(), 'weights.pt')"]),
         ("old_module", ["Linear", "torch.save(model.state_dict(), 'weights.pt')"]),
         ("script", ["TorchScript", "torch.jit.load"]),
+        ("module_inside", ["Linear", "weights_only=False)['state_dict'], 'weights.pt')"]),
+        ("arguments", ["argparse.Namespace", "torch.load('arguments.pt', weights_only=False)"]),
         ("bomb", ["mkdir", "not opened"]),
         ("pickle", ["damaged or no PyTorch checkpoint"]),
         ("text", ["damaged or no PyTorch checkpoint"]),
@@ -199,6 +238,8 @@ def test_files_of_pytorch_that_are_refused(name, words, tmp_path):
             "module": linear,
             "old_module": linear,
             "bomb": {"state_dict": Bomb(tmp_path / "ran")},
+            "module_inside": {"state_dict": linear.state_dict(), "network": linear},
+            "arguments": {"state_dict": linear.state_dict(), "args": argparse.Namespace(lr=1)},
             "list": [1, 2],
             "other_key": {"weights": linear.state_dict()},
             "repeated": {"fc.weight": torch.zeros(1).expand(100_000, 100_000)},
