@@ -23,7 +23,8 @@ from dfkd_jax.checkpoint import DamagedCheckpoint
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.command_line import CONFIG, FLAG_ERRORS, fail, sentence
 from dfkd_jax.config import UserError
-from dfkd_jax.exported import read_onnx, read_safetensors, read_stablehlo
+from dfkd_jax.exported import Read, read_onnx, read_safetensors, read_stablehlo
+from dfkd_jax.own_module import is_own
 
 flags.adopt_module_key_flags(command_line)
 OUTPUT = flags.DEFINE_string("output", None, "File of the result; evaluation.json beside TARGET.")
@@ -32,14 +33,18 @@ BATCH = flags.DEFINE_integer("batch_size", 100, "Images at once.", lower_bound=1
 BINS = 15
 REPEATS = 10
 Logits = Callable[[np.ndarray], Any]  # images in [0, 1], float32 (B, H, W, C) ↦ logits (B, K)
-READERS = {".safetensors": read_safetensors, ".stablehlo": read_stablehlo, ".onnx": read_onnx}
+READERS: dict[str, Callable[[Path, ml_collections.ConfigDict], Read]] = {
+    ".safetensors": lambda path, config: read_safetensors(path, config.student.model),
+    ".stablehlo": lambda path, config: read_stablehlo(path),
+    ".onnx": lambda path, config: read_onnx(path),
+}
 
 
 class Target(NamedTuple):
-    """A classifier, and the folder of the teacher that it is compared with."""
+    """A classifier, and the teacher that it is compared with."""
 
     logits: Logits
-    teacher: Path | None
+    teacher: Logits | None
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -94,44 +99,56 @@ def read_target(path: Path, config: ml_collections.ConfigDict, shape: tuple[int,
       shape: (H, W, C, K) of the data set.
 
     Raises:
-      UserError, ValueError, DamagedCheckpoint: it cannot be read, or takes other images or has
-        other classes than the data set.
+      UserError, ValueError, DamagedCheckpoint: one of the two cannot be read, or takes other images
+        or has other classes than the data set.
     """
-    given = config.teacher.checkpoint
-    known = Path(given) if given else None
+    run, directory = config, None
+    if config.teacher.checkpoint is not None:
+        directory = Path(config.teacher.checkpoint)
+        if not teacher.is_teacher(directory):
+            raise UserError(
+                f"config.teacher.checkpoint is {str(directory)!r}, which holds no {teacher.CARD}."
+            )
     if path.suffix in READERS and path.is_file():
-        logits, own_shape = READERS[path.suffix](path)
+        read = READERS[path.suffix](path, config)
     elif teacher.is_teacher(path):
-        logits, own_shape = _teacher(path, config)
+        read = _teacher(path, config)
     elif path.is_dir():
         found = student.load_student(path)
-        logits, own_shape = student.logits_of(found), student.shape_of(found.card)
-        run = ml_collections.ConfigDict(results.read_json(path / "config.json"))
-        known = known or student.teacher_folder(path, run)
+        read = jax.jit(student.logits_of(found)), student.shape_of(found.card)
+        if directory is None:
+            run = student.read_config(path)
+            _, directory = student.teacher_of(path, run)
     else:
         raise UserError(
             f"TARGET is {str(path)!r}; allowed is the folder of a run or a teacher, or a file "
             f"ending in {', '.join(READERS)}."
         )
-    if tuple(own_shape) != tuple(shape):
-        raise UserError(
-            f"{path} takes images and has classes (H, W, C, K) {tuple(own_shape)}, but the data "
-            f"set {config.dataset.name!r} of --config has {tuple(shape)}."
-        )
-    return Target(jax.jit(logits) if path.is_dir() else logits, known)
+    theirs = None if directory is None else _teacher(directory, run)
+    for place, pair in ((path, read), (directory, theirs)):
+        if pair is not None and tuple(pair[1]) != tuple(shape):
+            raise UserError(
+                f"{place} takes images and has classes (H, W, C, K) {tuple(pair[1])}, but the data "
+                f"set {config.dataset.name!r} of --config has {tuple(shape)}."
+            )
+    return Target(read[0], None if theirs is None else theirs[0])
 
 
-def _teacher(path: Path, config: ml_collections.ConfigDict) -> tuple[Logits, tuple[int, ...]]:
+def _teacher(path: Path, config: ml_collections.ConfigDict) -> Read:
+    """The teacher in a folder; a configuration that goes with it says what its card leaves open."""
     card = results.read_json(path / teacher.CARD)
     if card.get("mean") is None:  # a converted one need not say it
-        spec = data_specs.spec(config)
+        spec = data_specs.spec(config, card)
         card |= {"mean": spec.mean, "std": spec.std}
+    if is_own(card["model"]) and card["model"] != config.teacher.model:
+        raise UserError(
+            f"{path} names {card['model']!r} to import, which would run code; allowed is that of "
+            f"config.teacher.model, which is {config.teacher.model!r}."
+        )
     module = create_classifier(card["model"], card["num_classes"])
     variables = teacher.load_teacher(path, module, tuple(card["image_shape"]))
-    return (
-        student.logits_of(student.Student(module, variables, card)),
-        student.shape_of(card),
-    )
+    found = student.Student(module, variables, card)
+    return jax.jit(student.logits_of(found)), student.shape_of(card)
 
 
 def evaluate(path: Path, config: ml_collections.ConfigDict, batch_size: int) -> dict[str, Any]:
@@ -156,8 +173,8 @@ def evaluate(path: Path, config: ml_collections.ConfigDict, batch_size: int) -> 
     scores = _all_logits(target.logits, images, batch_size)
     predicted = scores.argmax(axis=1)
     agreement = None
-    if target.teacher is not None and teacher.is_teacher(target.teacher):
-        theirs = _all_logits(jax.jit(_teacher(target.teacher, config)[0]), images, batch_size)
+    if target.teacher is not None:
+        theirs = _all_logits(target.teacher, images, batch_size)
         agreement = 100.0 * float(np.mean(theirs.argmax(axis=1) == predicted))
     matrix = confusion_matrix(labels, predicted, spec.num_classes)
     one = _scaled(images[:batch_size])

@@ -13,6 +13,7 @@ from rich.console import Console
 from dfkd_jax import checkpoint, results
 from dfkd_jax import config as config_lib
 from dfkd_jax.config import UserError
+from dfkd_jax.student import keep_teacher_card
 
 
 class Run(NamedTuple):
@@ -25,7 +26,7 @@ class Run(NamedTuple):
 
 
 def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Write `config.json`, or compare with the one that is there.
+    """Write `config.json`, or compare with the one that is there; keep the card of a given teacher.
 
     Raises:
       UserError: it is another one, or the folder cannot be used.
@@ -41,6 +42,7 @@ def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 )
         else:
             results.write_json(path, current)
+        keep_teacher_card(workdir, config)
     except (OSError, ValueError) as error:
         raise UserError(f"--workdir {workdir} cannot be used: {error}") from error
 

@@ -15,6 +15,8 @@ from dfkd_jax import checkpoint, data, data_specs, results, teacher
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
 
+TEACHER_COPY = "given_teacher.json"
+
 
 class Student(NamedTuple):
     """A trained classifier, its variables in evaluation mode, and its card."""
@@ -33,26 +35,19 @@ def load_student(folder: Path) -> Student:
     `dfkd_jax`, the version.
 
     Raises:
-      UserError: it is no run's folder, it has no whole checkpoint, or its teacher is gone.
+      UserError: it is no run's folder, it has no whole checkpoint, or nothing tells its teacher.
       DamagedCheckpoint: the checkpoint is not that of such a student.
       ValueError: a file in it is damaged.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} holds no config.json; allowed is the folder of a run.")
-    config = ml_collections.ConfigDict(results.read_json(path))
-    directory = teacher_folder(folder, config)
-    if not teacher.is_teacher(directory):
-        raise UserError(
-            f"{directory}, the teacher of the run in {folder}, holds no {teacher.CARD}; its card "
-            "says what the images are."
-        )
-    teacher_card = results.read_json(directory / teacher.CARD)
-    if teacher_card.get("mean") is not None:
-        facts = {f: teacher_card[f] for f in ("num_classes", "image_shape", "mean", "std")}
-    else:  # a converted one need not say it; the run's configuration does
-        spec = data_specs.spec(config)
-        facts = {f: getattr(spec, f) for f in ("num_classes", "image_shape", "mean", "std")}
+    config = read_config(folder)
+    teacher_card, _ = teacher_of(folder, config)
+    # A converted one need not say how images are normalised; the run's configuration does.
+    known = teacher_card.get("mean") is not None
+    spec = None if known else data_specs.spec(config, teacher_card)
+    facts = {
+        field: teacher_card[field] if known else getattr(spec, field)
+        for field in ("num_classes", "image_shape", "mean", "std")
+    }
     module = create_classifier(config.student.model, facts["num_classes"])
     images = jnp.zeros((2, *facts["image_shape"]))
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
@@ -91,6 +86,50 @@ def shape_of(card: dict[str, Any]) -> tuple[int, ...]:
     return (*card["image_shape"], card["num_classes"])
 
 
-def teacher_folder(folder: Path, config: ml_collections.ConfigDict) -> Path:
-    """Where the teacher of the run in `folder` lies."""
-    return Path(config.teacher.checkpoint or folder / "teacher")
+def read_config(folder: Path) -> ml_collections.ConfigDict:
+    """The configuration of the run in `folder`.
+
+    Raises:
+      UserError: it is no run's folder.
+      ValueError: the file is damaged.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no config.json; allowed is the folder of a run.")
+    return ml_collections.ConfigDict(results.read_json(path))
+
+
+def keep_teacher_card(folder: Path, config: ml_collections.ConfigDict) -> None:
+    """Copy the card of a given teacher to the run in `folder`, with where that teacher lies.
+
+    So the student stays readable when the teacher is moved, or when its relative path is read from
+    another folder. A teacher that the run trains lies in the run's folder anyway.
+    """
+    card = data_specs.teacher_card(config)
+    if card:
+        where = Path(config.teacher.checkpoint).absolute()
+        results.write_json(folder / TEACHER_COPY, {"card": card, "folder": where})
+
+
+def teacher_of(
+    folder: Path, config: ml_collections.ConfigDict
+) -> tuple[dict[str, Any], Path | None]:
+    """The card of the teacher of the run in `folder`, and the teacher's folder; None if it is gone.
+
+    Raises:
+      UserError: neither the teacher nor a copy of its card is there.
+      ValueError: a card is damaged.
+    """
+    directory, copy = Path(config.teacher.checkpoint or folder / "teacher"), folder / TEACHER_COPY
+    if copy.is_file():
+        kept = results.read_json(copy)
+        # The same path may by now hold another teacher.
+        places = (Path(kept["folder"]), directory)
+        there = [place for place in places if data_specs.card_in(place) == kept["card"]]
+        return kept["card"], next(iter(there), None)
+    if not teacher.is_teacher(directory):
+        raise UserError(
+            f"{directory}, the teacher of the run in {folder}, holds no {teacher.CARD}; its card "
+            "says what the images are."
+        )
+    return results.read_json(directory / teacher.CARD), directory
