@@ -7,8 +7,10 @@ Images are (B, H, W, C) and kernels (kh, kw, C_in, C_out) throughout. Every func
 of its input and can be differentiated any number of times.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -24,6 +26,19 @@ _NHWC_HWIO = ("NHWC", "HWIO", "NHWC")
 
 # From so many channels on the products saved outweigh the additions.
 _WINOGRAD_CHANNELS = 32
+
+
+_plain = ContextVar("plain convolutions", default=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Inside, every convolution is traced as XLA's, for programs that run on other machines."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def patches_convolution(
@@ -174,20 +189,20 @@ def convolution(
 ) -> jax.Array:
     """`lax.conv_general_dilated`, written as a matrix product where that is faster.
 
-    Nothing else asks `on_cpu`, and this once, while tracing: GPUs and TPUs always get
-    XLA's convolution. A CPU gets `winograd_convolution` for many channels, else
-    `patches_convolution` for the shapes of `_patches_pay`, or `rows_convolution` if they are those
-    of `_rows_pay` too. Dilation, groups and layouts other than
-    NHWC × HWIO always go to XLA.
+    Nothing else asks `on_cpu`, and this once, while tracing: GPUs and TPUs always get XLA's
+    convolution, and so does everybody inside of `plain`. A CPU gets `winograd_convolution` for
+    many channels, else `patches_convolution` for the shapes of `_patches_pay`, or
+    `rows_convolution` if they are those of `_rows_pay` too. Dilation, groups and layouts other
+    than NHWC × HWIO always go to XLA.
     """
-    plain = (
+    simple = (
         lhs.ndim == 4
         and feature_group_count == batch_group_count == 1
         and all(dilation == 1 for dilation in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
         == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC_HWIO)
     )
-    if plain and on_cpu():
+    if simple and on_cpu() and not _plain.get():
         shapes = (lhs.shape, rhs.shape)
         if min(rhs.shape[2:]) >= _WINOGRAD_CHANNELS and winograd.fits(
             *shapes, window_strides, padding

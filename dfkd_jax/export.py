@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from dfkd_jax import results
+from dfkd_jax import convolution, results
 from dfkd_jax.checkpoint import DamagedCheckpoint
 from dfkd_jax.command_line import create_parser, fail
 from dfkd_jax.config import UserError
@@ -50,17 +50,26 @@ def to_stablehlo(student: Student) -> bytes:
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *student.card["image_shape"]), jnp.float32)
     function = jax.jit(logits_of(student))
-    return bytes(jax.export.export(function, platforms=PLATFORMS)(images).serialize())
+    with convolution.plain():
+        return bytes(jax.export.export(function, platforms=PLATFORMS)(images).serialize())
 
 
 def to_onnx(student: Student) -> bytes:
-    """`logits_of` as an ONNX graph for any batch size, the card in its metadata."""
+    """`logits_of` as an ONNX graph for any batch size, the card in its metadata.
+
+    Raises:
+      UserError: jax2onnx is not installed, or does not know an operation of the network.
+    """
     convert = _import("jax2onnx", "onnx").to_onnx
-    graph = convert(
-        logits_of(student),
-        inputs=[("b", *student.card["image_shape"])],
-        model_name=student.card["model"],
-    )
+    model, images = student.card["model"], ("b", *student.card["image_shape"])
+    try:
+        with convolution.plain():
+            graph = convert(logits_of(student), inputs=[images], model_name=model)
+    except Exception as error:  # each of its operations has errors of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"jax2onnx cannot convert {model} ({reason}); --format=safetensors and stablehlo can."
+        ) from error
     card = {"input": "images (b, height, width, channels), float32 in [0, 1]", **student.card}
     for key, value in card.items():
         entry = graph.metadata_props.add()
