@@ -18,6 +18,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dfkd_jax import replay
+
 AXIS = "data"
 WHOLE = -1
 MAPPINGS = ("pmap", "shard_map")
@@ -109,10 +111,7 @@ def choose(config: ml_collections.ConfigDict) -> Devices:
     split = {"batch_size": config.batch_size}
     if config.teacher.checkpoint is None:
         split["teacher.batch_size"] = config.teacher.batch_size
-    if config.replay.kind != "none":
-        split["replay.entry_size"] = config.replay.entry_size
-    if config.replay.kind == "generative":
-        split["batch_size // 2"] = config.batch_size // 2
+    split |= replay.split_sizes(config)
     for field, size in split.items():
         if size % count:
             raise ValueError(

@@ -148,7 +148,7 @@ def _axis_size(axis_name: str | None) -> int:
     return 1 if axis_name is None else lax.axis_size(axis_name)
 
 
-def create_generative_replay(
+def create(
     config: ml_collections.ConfigDict,
     image_shape: tuple[int, int, int],
     num_classes: int,
@@ -297,3 +297,11 @@ def create_generative_replay(
         title="memory generator, recalled",
         layout=WHOLE,
     )
+
+
+def split_sizes(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """A device recalls its share of a retention batch and observes its share of half a batch."""
+    return {
+        "replay.entry_size": config.replay.entry_size,
+        "batch_size // 2": config.batch_size // 2,
+    }

@@ -8,10 +8,13 @@ entry costs no teacher pass. All functions are pure, keep every shape, and are s
 import chex
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import struct
 from jax import lax
 
 from dfkd_jax import draw
+from dfkd_jax.devices import WHOLE
+from dfkd_jax.replay import Batch, ReplayScheme, RetentionBatch, Teacher
 
 
 @struct.dataclass
@@ -123,3 +126,67 @@ def newest(bank: MemoryBank, count: int) -> tuple[jax.Array, jax.Array]:
     each = min(entry_size, count // max(len(ages), 1))
     images, logits = bank.images[entries, :each], bank.logits[entries, :each]
     return images.reshape(-1, *images.shape[2:]), logits.reshape(-1, logits.shape[-1])
+
+
+def create(
+    config: ml_collections.ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    axis_name: str | None = None,
+    devices: int = 1,
+) -> ReplayScheme:
+    """The scheme of one configuration: a push every `push_period`, a sample for every student step.
+
+    Over several devices each keeps images of its own, its share of every entry.
+
+    Args:
+      config: of the run.
+      image_shape: (H, W, C).
+      num_classes: of the teacher.
+      axis_name: the mapped axis over which batches are split; devices: its size, which divides
+        `config.replay.entry_size`.
+    """
+    entry_size = config.replay.entry_size // devices
+    period = config.replay.push_period * (
+        config.iterations_per_epoch if config.replay.push_unit == "epoch" else 1
+    )
+
+    def empty(key: jax.Array) -> MemoryBank:
+        del key
+        return init(config.replay.capacity, entry_size, image_shape, num_classes)
+
+    def observe(
+        bank: MemoryBank,
+        batch: Batch,
+        key: jax.Array,
+        iteration: jax.Array,
+        teacher: Teacher,
+    ) -> MemoryBank:
+        del key, teacher
+        due = (iteration + 1) % period == 0
+        return push(bank, batch.images, batch.logits, when=due)
+
+    def recall(bank: MemoryBank, key: jax.Array, teacher: Teacher) -> RetentionBatch:
+        del teacher  # the bank keeps its logits
+        first = 0 if axis_name is None else lax.axis_index(axis_name) * entry_size
+        return RetentionBatch(*sample(bank, key, mix=config.replay.mix, first_example=first))
+
+    def exhibit(bank: MemoryBank, count: int, key: jax.Array, teacher: Teacher) -> Batch:
+        del key, teacher
+        return Batch(*newest(bank, count))
+
+    return ReplayScheme(
+        empty,
+        observe,
+        recall,
+        observes_after=(False,) * (config.student.steps - 1) + (True,),
+        observed_images=entry_size,
+        exhibit=exhibit,
+        title="memory bank, newest first",
+        layout=MemoryBank(images=1, logits=1, next=WHOLE, size=WHOLE),
+    )
+
+
+def split_sizes(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Every device keeps its share of an entry."""
+    return {"replay.entry_size": config.replay.entry_size}

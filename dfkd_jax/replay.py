@@ -1,24 +1,33 @@
 """Knowledge retention: where the retention batch comes from.
 
-A replay scheme is three pure functions over a state of its own, and a new scheme is one new file
-that builds a `ReplayScheme` and a line in `SCHEMES`. Over several devices each function sees the
+A replay scheme is three pure functions over a state of its own. Over several devices each sees the
 device's share of the batch and of what the layout splits:
 
     init(key) -> replay state
-    observe(replay, batch, key, clock, teacher) -> replay state     learn from generated images
-    recall(replay, key, teacher) -> RetentionBatch                  what the student must retain
+    observe(replay, batch, key, iteration, teacher) -> replay state   learn from generated images
+    recall(replay, key, teacher) -> RetentionBatch                    what the student must retain
+
+A new scheme is one new file and its line in `SCHEMES`. The file defines
+
+    create(config, image_shape, num_classes, axis_name, devices) -> ReplayScheme
+    split_sizes(config) -> dict[str, int]    sizes, by their fields, that the devices must divide
 """
 
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 from flax import struct
-from jax import lax
 
-from dfkd_jax import memory_bank
-from dfkd_jax.devices import WHOLE, Layout
+# config.replay.kind ↦ the module of the scheme, imported when it is used, as it imports this one.
+SCHEMES = {
+    "none": None,
+    "memory_bank": "dfkd_jax.memory_bank",
+    "generative": "dfkd_jax.generative_replay",
+}
 
 Teacher = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # images -> (logits, features)
 
@@ -50,7 +59,7 @@ class ReplayScheme(NamedTuple):
     observed_images: int  # so many images, spread evenly over the batch, are kept for `observe`
     exhibit: Callable[[Any, int, jax.Array, Teacher], Batch]  # up to so many images, for figures
     title: str  # of that figure
-    layout: Layout  # how the state is split over devices (`dfkd_jax.devices`)
+    layout: Any  # how the state is split over devices, a layout of `dfkd_jax.devices`
 
 
 def create_replay(
@@ -69,70 +78,16 @@ def create_replay(
       num_classes: of the teacher.
       axis_name: the mapped axis over which batches are split; devices: its size.
     """
-    build = SCHEMES[config.replay.kind]
-    return build and build(config, image_shape, num_classes, axis_name, devices)
+    module = _scheme(config)
+    return module and module.create(config, image_shape, num_classes, axis_name, devices)
 
 
-def _memory_bank(
-    config: ml_collections.ConfigDict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    axis_name: str | None,
-    devices: int,
-) -> ReplayScheme:
-    entry_size = config.replay.entry_size // devices
-    period = config.replay.push_period * (
-        config.iterations_per_epoch if config.replay.push_unit == "epoch" else 1
-    )
-
-    def init(key: jax.Array) -> memory_bank.MemoryBank:
-        del key
-        return memory_bank.init(config.replay.capacity, entry_size, image_shape, num_classes)
-
-    def observe(
-        bank: memory_bank.MemoryBank,
-        batch: Batch,
-        key: jax.Array,
-        iteration: jax.Array,
-        teacher: Teacher,
-    ) -> memory_bank.MemoryBank:
-        del key, teacher
-        due = (iteration + 1) % period == 0
-        return memory_bank.push(bank, batch.images, batch.logits, when=due)
-
-    def recall(bank: memory_bank.MemoryBank, key: jax.Array, teacher: Teacher) -> RetentionBatch:
-        del teacher  # the bank keeps its logits
-        first = 0 if axis_name is None else lax.axis_index(axis_name) * entry_size
-        return RetentionBatch(
-            *memory_bank.sample(bank, key, mix=config.replay.mix, first_example=first)
-        )
-
-    def exhibit(
-        bank: memory_bank.MemoryBank, count: int, key: jax.Array, teacher: Teacher
-    ) -> Batch:
-        del key, teacher
-        return Batch(*memory_bank.newest(bank, count))
-
-    return ReplayScheme(
-        init,
-        observe,
-        recall,
-        observes_after=(False,) * (config.student.steps - 1) + (True,),
-        observed_images=entry_size,
-        exhibit=exhibit,
-        title="memory bank, newest first",
-        layout=memory_bank.MemoryBank(images=1, logits=1, next=WHOLE, size=WHOLE),
-    )
+def split_sizes(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Sizes, by the fields of `config` that give them, that the scheme splits over the devices."""
+    module = _scheme(config)
+    return module.split_sizes(config) if module else {}
 
 
-def _generative(config: ml_collections.ConfigDict, *arguments: Any) -> ReplayScheme:
-    from dfkd_jax import generative_replay  # it imports this module
-
-    return generative_replay.create_generative_replay(config, *arguments)
-
-
-SCHEMES: dict[str, Callable[..., ReplayScheme] | None] = {
-    "none": None,
-    "memory_bank": _memory_bank,
-    "generative": _generative,
-}
+def _scheme(config: ml_collections.ConfigDict) -> ModuleType | None:
+    name = SCHEMES[config.replay.kind]
+    return name and importlib.import_module(name)

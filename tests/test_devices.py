@@ -139,6 +139,14 @@ def test_a_student_step_on_two_devices_is_that_on_one(x64, fields):
     assert error(*states) < 1e-10
 
 
+@pytest.mark.parametrize("method", ["dfq", "dfad"])
+def test_other_losses_are_of_the_whole_batch_too(x64, method):
+    """dfq: kl and the statistics that enter the teacher's batch norm; dfad: l1."""
+    tiny = tiny_config(method, batch_size=16, iterations_per_epoch=1)
+    states = [after(tiny, on(count, "shard_map"))[0] for count in (1, 2)]
+    assert error(*states) < 1e-10
+
+
 def test_leaving_out_the_mean_of_the_inner_gradient_would_be_noticed(x64, monkeypatch):
     """Each device then steps to a θ' of its own: the mean of the outer gradients is another one."""
     tiny = tiny_config(**FIELDS, iterations_per_epoch=2)
@@ -192,17 +200,29 @@ def test_a_run_on_8_devices_learns_what_it_learns_on_1(tmp_path):
     assert abs(first["student_accuracy"] - other_first["student_accuracy"]) < 5.0
 
 
-def test_evaluation_is_the_same_on_any_devices():
+def test_evaluation_is_the_same_on_any_devices(monkeypatch):
+    """And each sees its share of every batch only."""
     split = data.load(SPEC, "test")
     model = create_algorithm(
         tiny_config(), SPEC.image_shape, SPEC.num_classes, on(1)
     ).models.student
     variables = model.init(jax.random.key(0), jnp.zeros((2, *SPEC.image_shape)), train=False)
     variables = jax.tree.map(np.asarray, variables)
-    accuracies = {
-        create_accuracy(model, split, SPEC, batch_size=100, devices=on(n))(on(n).put(variables))
-        for n in (1, 4, 8)
-    }
+    accuracies, put = set(), Devices.put
+
+    def recorded(some, tree, layout=devices.WHOLE):
+        placed = put(some, tree, layout)
+        shards.extend(
+            s.data.shape[0] for x in jax.tree.leaves(placed) for s in x.addressable_shards
+        )
+        return placed
+
+    monkeypatch.setattr(Devices, "put", recorded)
+    for count, share in ((1, 100), (4, 25), (8, 13)):  # 13 · 8 is the next multiple of 8
+        some, shards = on(count), []
+        accuracy = create_accuracy(model, split, SPEC, batch_size=100, devices=some)
+        assert set(shards) == {share}
+        accuracies.add(accuracy(put(some, variables)))
     assert len(accuracies) == 1
 
 

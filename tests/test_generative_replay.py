@@ -220,7 +220,7 @@ def test_observing_over_two_devices_is_the_same():
     """A mapped axis of two halves gives the gradient and the statistics of the whole."""
     config = tiny_config("lra-gr")
     whole, observe, _ = scheme_of("generative")
-    split = generative_replay.create_generative_replay(config, SHAPE, CLASSES, "d", devices=2)
+    split = generative_replay.create(config, SHAPE, CLASSES, "d", devices=2)
     assert split.observed_images * 2 == whole.observed_images
     batch = fresh(whole)
     memory = jax.jit(whole.init)(KEY).replace(observations=jnp.int32(1))

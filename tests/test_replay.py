@@ -5,14 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax import replay
-from tests.conftest import tiny_config
+from dfkd_jax import config as config_lib
+from dfkd_jax import devices, replay
+from tests.conftest import build, tiny_config
 from tests.schemes import CLASSES, KEY, SHAPE, fresh, scheme_of, teacher
 
 KINDS = [kind for kind in replay.SCHEMES if kind != "none"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.fixture(autouse=True)
+def new_scheme(monkeypatch):
+    """All that a new scheme needs beside its file."""
+    monkeypatch.setitem(replay.SCHEMES, "last_batch", "tests.last_batch")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "last_batch"])
 def test_contract(kind):
     scheme, observe, recall = scheme_of(kind)
     config = tiny_config()
@@ -50,3 +57,17 @@ def test_contract(kind):
     assert 0 < shown.images.shape[0] <= 6
     np.testing.assert_allclose(shown.logits, teacher(shown.images)[0], rtol=1e-4, atol=1e-5)
     assert scheme.title
+
+
+def test_a_new_scheme_is_named_in_one_place():
+    config = tiny_config("lra-mb", **{"replay.kind": "last_batch", "meta.variant": "first_order"})
+    config_lib.check(config)
+    steps, state, variables = build(config)
+    first = jax.jit(steps.student_step)(state, variables)
+    observed = jax.jit(steps.observe_step)(first, variables)
+    second = jax.jit(steps.student_step)(observed, variables)
+    assert (float(first.totals.replayed_steps), float(second.totals.replayed_steps)) == (0, 1)
+    np.testing.assert_array_equal(observed.replay.images, first.recent.images)
+    config.parallel.devices = 8
+    with pytest.raises(ValueError, match=r"config\.replay\.entry_size is 4, which 8 devices"):
+        devices.choose(config.copy_and_resolve_references())
