@@ -58,12 +58,13 @@ def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> Non
 def run_seeds(
     config: ml_collections.ConfigDict, workdirs: Sequence[str | Path], seeds: Sequence[int]
 ) -> None:
-    """The runs of `config` with these seeds, several at once if there are several."""
+    """The runs of `config` with these seeds; if there are several, at once and on one device."""
+    config = config.copy_and_resolve_references()
     if len(seeds) == 1:
-        config = config.copy_and_resolve_references()
         config.seed = seeds[0]
         train.run(config, workdirs[0], default_console())
     else:
+        config.parallel.devices = 1
         train.run_seeds(config, workdirs, seeds, default_console())
 
 

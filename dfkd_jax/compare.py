@@ -8,7 +8,7 @@ each value of a field.
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +101,8 @@ def combinations(
             for gradient, fields in itertools.product(chosen, varied):
                 config = load(method, **fields)
                 config.meta.variant = gradient
+                if config.teacher.checkpoint is None:
+                    _check_teacher_is_shared(fields)
                 config_lib.check(config)
                 if config.teacher.checkpoint is None:
                     config.teacher.checkpoint = str(workdir / "teacher")
@@ -112,6 +114,17 @@ def combinations(
     except FLAG_ERRORS as error:
         raise UserError(command_line.sentence(error)) from error
     return list(found.values())
+
+
+def _check_teacher_is_shared(varied: Iterable[str]) -> None:
+    """Refuse fields that a teacher trained for all runs alike can have one value of only."""
+    for field in varied:
+        if field.startswith(("teacher.", "dataset.")):
+            raise UserError(
+                f"--vary is given for {field}, but one teacher is trained for all runs; allowed "
+                "are fields of neither teacher nor dataset, or a trained teacher in "
+                "--config.teacher.checkpoint."
+            )
 
 
 def settings(varied: Sequence[str]) -> list[dict[str, str]]:
@@ -167,10 +180,17 @@ def plan(
       together: the seeds of a combination are one job.
 
     Raises:
-      UserError: `seeds` is too small, or a folder holds another run.
+      UserError: `seeds` is too small, several devices are asked for where seeds run together, or a
+        folder holds another run.
     """
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}; allowed is 1 or more.")
+    asked = max((config.parallel.devices for _, config in found), default=0)
+    if together and asked > 1:
+        raise UserError(
+            f"config.parallel.devices is {asked}; with --vectorize_seeds, which runs on one "
+            "device, allowed are 0 and 1."
+        )
     jobs, finished = [], 0
     for label, config in found:
         todo = {}

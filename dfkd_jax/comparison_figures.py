@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from dfkd_jax import run_folders
 from dfkd_jax.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, panel, save
 from dfkd_jax.results import ACCURACY, AGREEMENT
-from dfkd_jax.run_folders import Run, is_joint
+from dfkd_jax.run_folders import SCHEMES, Run, curve, is_authors_code, is_joint
 from dfkd_jax.statistics import band, mean_interval
 
 Groups = Mapping[str, Sequence[Run]]  # the finished runs of each label
@@ -25,7 +25,6 @@ Groups = Mapping[str, Sequence[Run]]  # the finished runs of each label
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#222222")
 COLORS += ("#882255", "#999933", "#332288")
 MARKERS = "osD^vPX<>p"
-SCHEMES = {"memory_bank": "memory bank", "generative": "generative replay", "none": "no replay"}
 
 
 class Quality(NamedTuple):
@@ -56,7 +55,7 @@ class Style(NamedTuple):
     joint: bool
 
 
-def learning_evolution(groups: Groups, path: str | os.PathLike) -> None:
+def learning_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw mean test accuracy per epoch for each label, the teacher's dashed.
 
     Where no run has data to test on, agreement with the teacher takes the accuracy's place, here
@@ -64,20 +63,20 @@ def learning_evolution(groups: Groups, path: str | os.PathLike) -> None:
 
     Args:
       groups: label ↦ its finished runs; at least one.
-      path: the file, replaced atomically; its ending sets the format (.png, .pdf, .svg).
+      paths: files, replaced atomically; their endings set the formats (.png, .pdf, .svg).
 
     Raises:
-      OSError: the file cannot be written.
+      OSError: a file cannot be written.
     """
     quality = _quality(groups)
     figure, axes = _single(f"{quality.title} over the epochs", quality.unit)
     _curves(axes, groups, quality.key, _styles(groups))
     _teachers(axes, groups)
     _legend(figure, [axes])
-    save(figure, path)
+    save(figure, *paths)
 
 
-def replay_schemes(groups: Groups, path: str | os.PathLike) -> None:
+def replay_schemes(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw accuracy per epoch in one panel for each replay scheme; arguments as above."""
     styles, quality = _styles(groups), _quality(groups)
     kinds = {kind: None for kind in ("memory_bank", "generative")}  # shown even without runs
@@ -94,34 +93,34 @@ def replay_schemes(groups: Groups, path: str | os.PathLike) -> None:
         else:
             _say(axes, "no runs")
     panels[0].set_ylabel(f"{quality.title}, %")
-    measured = [v for runs in groups.values() for run in runs for v in _curve(run, quality.key)]
+    measured = [v for runs in groups.values() for run in runs for v in curve(run, quality.key)]
     _limits(panels[0], measured)
     for axes in panels:
         _teachers(axes, groups)
     _legend(figure, panels)
-    save(figure, path)
+    save(figure, *paths)
 
 
-def alignment(groups: Groups, path: str | os.PathLike) -> None:
+def alignment(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw the cosine of the two tasks' gradients per epoch; arguments as above."""
     title = "alignment of the gradients of acquisition and retention"
     figure, axes = _single(title, r"$\cos(\nabla L_{acq},\,\nabla L_{ret})$")
     axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
     _curves(axes, groups, "gradient_alignment", _styles(groups), lower=-1, upper=1)
     _legend(figure, [axes])
-    save(figure, path)
+    save(figure, *paths)
 
 
-def forgetting(groups: Groups, path: str | os.PathLike) -> None:
+def forgetting(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw agreement with the teacher on early generated images; arguments as above."""
     title = "agreement with the teacher on images generated early in the run"
     figure, axes = _single(title, "same class, %")
     _curves(axes, groups, "early_agreement", _styles(groups), lower=0, upper=100)
     _legend(figure, [axes])
-    save(figure, path)
+    save(figure, *paths)
 
 
-def final_accuracy(groups: Groups, path: str | os.PathLike) -> None:
+def final_accuracy(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw the last epoch's accuracy of each seed, mean and interval; arguments as above."""
     figure = _figure(8, 1.4 + 0.42 * len(groups))
     axes = figure.subplots()
@@ -145,11 +144,11 @@ def final_accuracy(groups: Groups, path: str | os.PathLike) -> None:
     if measured:  # two seeds can have an interval wider than the scale
         span = max(np.ptp(measured), 1.0)
         axes.set_xlim(max(low, min(measured) - span, -1), min(high, max(measured) + span, 101))
-    axes.set_yticks(range(len(finals)), list(finals))
+    axes.set_yticks(range(len(finals)), [_shown(name, runs) for name, runs in groups.items()])
     axes.set_ylim(len(finals) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"{quality.unit}; small dots: seeds, bar: mean and 95 % interval")
-    save(figure, path)
+    save(figure, *paths)
 
 
 def _styles(groups: Groups) -> dict[str, Style]:
@@ -159,12 +158,13 @@ def _styles(groups: Groups) -> dict[str, Style]:
     }
 
 
+def _shown(name: str, runs: Sequence[Run]) -> str:
+    """The label, and what nobody would guess from it."""
+    return f"{name} (as the authors' code)" if is_authors_code(runs[0]) else name
+
+
 def _quality(groups: Groups) -> Quality:
     return QUALITIES[run_folders.quality(groups)]
-
-
-def _curve(run: Run, key: str) -> list[float]:
-    return [record[key] for record in run.history if record.get(key) is not None]
 
 
 def _curves(
@@ -179,33 +179,33 @@ def _curves(
     missing, measured = [], []
     opacity = 0.13 if len(groups) <= 5 else 0.07  # many bands would add up to grey
     for i, (name, runs) in enumerate(groups.items()):
-        curve = band([{record["epoch"]: record.get(key) for record in r.history} for r in runs])
+        means = band([{record["epoch"]: record.get(key) for record in r.history} for r in runs])
         style = styles[name]
-        if not len(curve.epochs):
+        if not len(means.epochs):
             missing.append(name)
             continue
-        measured += [value for run in runs for value in _curve(run, key)]
-        every = max(len(curve.epochs) // 10, 1)
+        measured += [value for run in runs for value in curve(run, key)]
+        every = max(len(means.epochs) // 10, 1)
         axes.plot(
-            curve.epochs,
-            curve.mean,
+            means.epochs,
+            means.mean,
             color=style.color,
             linestyle=(0, (4, 1.6)) if style.joint else "-",
-            linewidth=1.6 if len(curve.epochs) <= 60 else 1.1,
+            linewidth=1.6 if len(means.epochs) <= 60 else 1.1,
             marker=style.marker,
             markersize=5,
             markerfacecolor="white" if style.joint else style.color,
             # Shifted, or the markers of close curves would cover each other.
-            markevery=(i % every if len(curve.epochs) > every else 0, every),
-            label=name,
+            markevery=(i % every if len(means.epochs) > every else 0, every),
+            label=_shown(name, runs),
         )
-        low, high = curve.mean - curve.half_width, curve.mean + curve.half_width
+        low, high = means.mean - means.half_width, means.mean + means.half_width
         low, high = np.clip(low, lower, upper), np.clip(high, lower, upper)
-        axes.fill_between(curve.epochs, low, high, color=style.color, alpha=opacity, linewidth=0)
+        axes.fill_between(means.epochs, low, high, color=style.color, alpha=opacity, linewidth=0)
     if not measured:
         _say(axes, "not measured in any of the runs")
     for name in missing:
-        axes.plot([], [], linestyle="none", label=f"{name}: not measured")
+        axes.plot([], [], linestyle="none", label=f"{_shown(name, groups[name])}: not measured")
     _limits(axes, measured, lower, upper)
 
 

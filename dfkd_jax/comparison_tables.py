@@ -2,26 +2,36 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
-from dfkd_jax.report_page import Table
-from dfkd_jax.run_folders import Run
+from dfkd_jax.report_page import Glossary, Table
+from dfkd_jax.run_folders import Run, curve, meaning
 from dfkd_jax.statistics import Difference, Interval, mean_interval, paired_difference
 
 ABSENT = "–"
 
 
 class Measure(NamedTuple):
-    """A number of `summary.json` that the tables show."""
+    """A number of a run that the tables show."""
 
-    key: str
+    key: str  # in the CSV files, and in `summary.json` without `of_curve`
     title: str
     meaning: str
-    scale: float = 1.0  # from the summary's unit to the table's
+    scale: float = 1.0  # from the run's unit to the table's
     decimals: int = 2
-    of_cost: bool = False  # shown without an interval
-    paired: bool = False  # compared with the baseline
+    of_cost: bool = False  # shown without an interval, not compared with the baseline
+    # The key of a record of `metrics.jsonl`, and what is made of its values over the epochs.
+    of_curve: tuple[str, Callable[[Sequence[float]], float]] | None = None
+
+    def of(self, run: Run) -> float | None:
+        """In the run's unit; None where it was not measured."""
+        if self.of_curve is None:
+            return run.summary.get(self.key)
+        key, reduce = self.of_curve
+        values = curve(run, key)
+        return reduce(values) if values else None
 
 
 # What `run_folders.quality` names, in words, and the title of its maximum.
@@ -33,7 +43,9 @@ _COSTS = (
     Measure(
         "seconds_per_student_step",
         "s / student step ↓",
-        "seconds of one update of the student, compilation apart, mean over seeds",
+        "an epoch's time divided by its student steps, so each with its share of the generator's "
+        "steps and of what the replay learns, but not of testing; median over the epochs without "
+        "the first, which compiles, and mean over seeds",
         decimals=5,
         of_cost=True,
     ),
@@ -45,6 +57,23 @@ _COSTS = (
         scale=2**-20,
         decimals=0,
         of_cost=True,
+    ),
+)
+_RETENTION = (
+    Measure(
+        "mean_alignment",
+        "alignment ↑",
+        "the cosine of the gradients of acquisition and retention at θ, mean over the epochs that "
+        "replayed",
+        decimals=3,
+        of_curve=("gradient_alignment", fmean),
+    ),
+    Measure(
+        "final_early_agreement",
+        "early ↑ (%)",
+        "on what share of images, generated after the first epoch, the student names the "
+        "teacher's class after the last: the rest it has forgotten, or never learned",
+        of_curve=("early_agreement", lambda values: values[-1]),
     ),
 )
 
@@ -72,24 +101,25 @@ def measures(quality: str) -> tuple[Measure, ...]:
             "μ ↑ (%)",
             f"the mean of the student's {words} over all epochs of a run: how much it knows all "
             "along, which counts where no test data says when to stop",
-            paired=True,
         ),
         Measure(
             f"{quality}_variance",
             "σ² ↓ (%²)",
             f"the variance of that {quality} over the epochs of a run (divided by their number), "
             "averaged over seeds: slow learning and forgetting both raise it",
-            paired=True,
         ),
         Measure(f"max_{quality}", f"{best} ↑ (%)", f"the best epoch's {words}"),
-        Measure(f"final_{quality}", "final ↑ (%)", f"the last epoch's {words}", paired=True),
+        Measure(f"final_{quality}", "final ↑ (%)", f"the last epoch's {words}"),
+        *_RETENTION,
         *_COSTS,
     )
 
 
-def explanations(shown: Sequence[Measure]) -> list[tuple[str, str]]:
-    """Pairs of a term of the tables and its meaning."""
-    return [*((measure.title, measure.meaning + ".") for measure in shown), *_TERMS]
+def glossaries(groups: Mapping[str, Sequence[Run]], shown: Sequence[Measure]) -> list[Glossary]:
+    """What the columns and the rows of the tables mean."""
+    columns = [*((measure.title, measure.meaning + ".") for measure in shown), *_TERMS]
+    rows = [(label, meaning(runs[0]) + ".") for label, runs in groups.items()]
+    return [Glossary("Measures", columns), Glossary("Labels", rows)]
 
 
 class Aggregate(NamedTuple):
@@ -107,22 +137,28 @@ def aggregate(
     """Means with intervals over seeds, and differences to the baseline on common seeds."""
 
     def by_seed(name: str, measure: Measure) -> dict[int, float | None]:
-        values = {run.seed: run.summary.get(measure.key) for run in groups[name]}
+        values = {run.seed: measure.of(run) for run in groups[name]}
         return {s: None if v is None else v * measure.scale for s, v in values.items()}
 
     def one(name: str) -> Aggregate:
         values = {measure.key: by_seed(name, measure) for measure in shown}
-        paired = [measure for measure in shown if measure.paired]
         return Aggregate(
             name,
             sorted(run.seed for run in groups[name]),
             {key: mean_interval(of_seeds.values()) for key, of_seeds in values.items()},
             None
             if name == baseline
-            else {m.key: paired_difference(values[m.key], by_seed(baseline, m)) for m in paired},
+            else {
+                m.key: paired_difference(values[m.key], by_seed(baseline, m))
+                for m in _paired(shown)
+            },
         )
 
     return [one(name) for name in groups]
+
+
+def _paired(shown: Sequence[Measure]) -> list[Measure]:
+    return [measure for measure in shown if not measure.of_cost]
 
 
 def means_table(aggregates: Sequence[Aggregate], shown: Sequence[Measure]) -> Table:
@@ -144,8 +180,8 @@ def means_table(aggregates: Sequence[Aggregate], shown: Sequence[Measure]) -> Ta
 def differences_table(
     aggregates: Sequence[Aggregate], baseline: str, shown: Sequence[Measure]
 ) -> Table:
-    """One row per label but the baseline: mean, interval and p-value of each paired measure."""
-    paired = [measure for measure in shown if measure.paired]
+    """One row per label but the baseline: mean, interval and p-value of each measure."""
+    paired = _paired(shown)
 
     def cell(measure: Measure, d: Difference) -> str:
         if not d.count or d.count < 2:
@@ -175,16 +211,17 @@ def _number(value: float, decimals: int, signed: bool = False) -> str:
 
 
 def run_rows(runs: Sequence[Run], shown: Sequence[Measure]) -> list[dict[str, Any]]:
-    """One row per run, finished or failed, in the units of `summary.json`."""
+    """One row per run, finished or failed, in the run's units."""
     names = ("method", "replay", "gradient", "objective", "dataset", "teacher", "student")
-    numbers = ("epochs", *(measure.key for measure in shown), "teacher_accuracy", "seconds")
     return [
         {
             "label": run.label,
             "seed": run.seed,
             **{name: run.summary.get(name) for name in names},
             "status": "finished" if run.failure is None else "failed",
-            **{key: run.summary.get(key) for key in numbers},
+            "epochs": run.summary.get("epochs"),
+            **{measure.key: measure.of(run) for measure in shown},
+            **{key: run.summary.get(key) for key in ("teacher_accuracy", "seconds")},
             "failure": run.failure,
             "folder": str(run.folder),
         }
@@ -195,16 +232,16 @@ def run_rows(runs: Sequence[Run], shown: Sequence[Measure]) -> list[dict[str, An
 def summary_rows(
     aggregates: Sequence[Aggregate], baseline: str, shown: Sequence[Measure]
 ) -> list[dict[str, Any]]:
-    """One row per label with what both tables show, unrounded, in the units of `summary.json`."""
+    """One row per label with what both tables show, unrounded, in the run's units."""
 
     def row(a: Aggregate) -> dict[str, Any]:
         cells: dict[str, Any] = {"label": a.label, "seeds": len(a.seeds), "baseline": baseline}
         for measure in shown:
-            # In the summary's unit, as the key says.
+            # In the run's unit, as the key says.
             mean, half_width, _ = a.intervals[measure.key]
             cells[measure.key] = mean / measure.scale
             cells[f"{measure.key}_half_width"] = half_width / measure.scale
-        for measure in (m for m in shown if m.paired):
+        for measure in _paired(shown):
             found = a.differences[measure.key]._asdict() if a.differences else {}
             for name in Difference._fields:
                 suffix = {"mean": "difference", "count": "pairs"}.get(name, f"difference_{name}")

@@ -198,8 +198,11 @@ def _draw_image(axes: Axes, image: np.ndarray, left: float, upper: float) -> Non
     )
 
 
-def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Write atomically; the ending sets the format."""
-    kind = Path(path).suffix.removeprefix(".") or "png"
-    with replacing(path) as file:
-        figure.savefig(file, format=kind, dpi=150)
+def save(figure: Figure, *paths: str | os.PathLike) -> None:
+    """Write atomically; the endings set the formats."""
+    for path in paths:
+        kind = Path(path).suffix.removeprefix(".") or "png"
+        # No date, so that the same numbers give the same file.
+        metadata = {"CreationDate": None} if kind == "pdf" else None
+        with replacing(path) as file:
+            figure.savefig(file, format=kind, dpi=150, metadata=metadata)

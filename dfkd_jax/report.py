@@ -33,12 +33,13 @@ FIGURES = {
     ),
     "alignment.png": (
         comparison_figures.alignment,
-        "Cosine of the gradients of acquisition and retention at θ. The meta-gradient's "
-        "second-order term pushes it up.",
+        "Cosine of the gradients of acquisition and retention at θ. To first order in α the exact "
+        "meta-gradient also climbs their dot product, along α (H_ret ∇L_acq + H_acq ∇L_ret); the "
+        "first-order one has the first of these two terms, joint replay neither.",
     ),
     "forgetting.png": (
         comparison_figures.forgetting,
-        "Share of images, generated early in the run, on which the student still gives the "
+        "Share of images, generated after the first epoch, on which the student gives the "
         "teacher's class: a falling curve is forgetting.",
     ),
 }
@@ -83,15 +84,15 @@ def write(
         rows = [[run.label, str(run.seed), run.failure] for run in failed]
         tables.append(Table("Failed runs", ["label", "seed", "failed with"], rows))
     title = "Comparison on " + ", ".join(sorted({str(r.summary.get("dataset")) for r in runs}))
-    explanations = comparison_tables.explanations(shown)
-    text = report_page.markdown(title, tables, notes, explanations)
+    glossaries = comparison_tables.glossaries(groups, shown)
+    text = report_page.markdown(title, tables, notes, glossaries)
     csv_files = {
         "comparison.csv": comparison_tables.run_rows(runs, shown),
         "comparison_summary.csv": comparison_tables.summary_rows(aggregates, baseline, shown),
     }
     try:
         for name, (draw, _) in FIGURES.items():
-            draw(groups, output / name)
+            draw(groups, output / name, (output / name).with_suffix(".pdf"))
         words = comparison_figures.QUALITIES[quality].title
         figures = [
             (output / name, caption.format(quality=words[0].upper() + words[1:]))
@@ -100,7 +101,7 @@ def write(
         for name, rows in csv_files.items():
             _write(output / name, comparison_tables.csv_text(rows))
         _write(output / "comparison.md", text)
-        page = report_page.html(title, tables, notes, explanations, figures)
+        page = report_page.html(title, tables, notes, glossaries, figures)
         _write(output / "report.html", page)
     except OSError as error:
         raise UserError(f"The report cannot be written to {output}: {error}") from error

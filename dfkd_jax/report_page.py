@@ -15,6 +15,13 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
+class Glossary(NamedTuple):
+    """A titled list of terms with their meanings."""
+
+    title: str
+    entries: list[tuple[str, str]]
+
+
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
@@ -39,17 +46,17 @@ def markdown(
     title: str,
     tables: Sequence[Table],
     notes: Sequence[str] = (),
-    explanations: Sequence[tuple[str, str]] = (),
+    glossaries: Sequence[Glossary] = (),
 ) -> str:
-    """The report without its figures; `explanations` are pairs of a term and its meaning."""
+    """The report without its figures."""
     blocks = [f"# {title}"]
     for table in tables:
         blocks.append(f"## {table.title}")
         blocks.append(_markdown_table(table) if table.rows else "Nothing to compare with.")
     if notes:
         blocks += ["## Notes", "\n".join(f"- {note}" for note in notes)]
-    if explanations:
-        blocks += ["## Measures", "\n".join(f"- **{term}**: {what}" for term, what in explanations)]
+    for heading, entries in glossaries:
+        blocks += [f"## {heading}", "\n".join(f"- **{term}**: {what}" for term, what in entries)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -57,13 +64,13 @@ def html(
     title: str,
     tables: Sequence[Table],
     notes: Sequence[str],
-    explanations: Sequence[tuple[str, str]],
+    glossaries: Sequence[Glossary],
     figures: Sequence[tuple[Path, str]],
 ) -> str:
     """The report as one page with its style and figures inside.
 
     Args:
-      title, tables, notes, explanations: see `markdown`.
+      title, tables, notes, glossaries: see `markdown`.
       figures: PNG files and their captions.
 
     Raises:
@@ -78,8 +85,9 @@ def html(
     if notes:
         items = "".join(f"<li>{escape(note)}</li>" for note in notes)
         body.append(f"<h2>Notes</h2><ul>{items}</ul>")
-    terms = "".join(f"<dt>{escape(t)}</dt><dd>{escape(what)}</dd>" for t, what in explanations)
-    body.append(f"<h2>Measures</h2><dl>{terms}</dl>")
+    for heading, entries in glossaries:
+        terms = "".join(f"<dt>{escape(t)}</dt><dd>{escape(what)}</dd>" for t, what in entries)
+        body.append(f"<h2>{escape(heading)}</h2><dl>{terms}</dl>")
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"

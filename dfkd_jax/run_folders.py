@@ -15,6 +15,11 @@ from dfkd_jax.methods import METHODS
 
 FAILURE = "failure.json"  # in the folder of a run that ended with an error
 JOINT = ("none", "detached")  # gradients that nothing sends back through the inner step
+SCHEMES = {"memory_bank": "memory bank", "generative": "generative replay", "none": "no replay"}
+AUTHORS_CODE = (
+    "what the authors' code computes in effect: joint replay on the concatenated batch; the "
+    "retention term at θ' sends no gradient"
+)
 
 # Runs that differ in these only are runs of one label.
 _NOT_COMPARED = {"seed", "method", "meta.variant", "teacher.checkpoint", *FREE_FIELDS}
@@ -44,6 +49,28 @@ def label(method: str, gradient: str, objective: str = "paper") -> str:
     if objective != preset.get("meta.objective", "paper"):
         parts.append(objective)
     return "_".join(parts)
+
+
+def is_authors_code(run: Run) -> bool:
+    """Whether the run takes the update that the authors' code takes in effect."""
+    return (run.summary.get("gradient"), run.summary.get("objective")) == ("detached", "code")
+
+
+def meaning(run: Run) -> str:
+    """What the run's label stands for: its replay and what the student descends."""
+    method, replay, gradient = (run.summary.get(k) for k in ("method", "replay", "gradient"))
+    words = [SCHEMES.get(replay, str(replay).replace("_", " "))]
+    if replay == "none":
+        words.append("∇L_acq(θ) alone")
+    elif is_authors_code(run):
+        words.append(AUTHORS_CODE)
+    else:
+        words.append(VARIANTS.get(gradient, str(gradient)))
+        if run.summary.get("objective") == "code":
+            words.append("outside of the inner step L_acq is that of the concatenated batch")
+    if any(field.startswith("loss.") for field in METHODS.get(method, {})):
+        words.append(f"with the losses of {method}")
+    return "; ".join(words)
 
 
 def find(directories: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
@@ -123,6 +150,11 @@ def quality(groups: Mapping[str, Sequence[Run]]) -> str:
     return "agreement" if compared and not tested else "accuracy"
 
 
+def curve(run: Run, key: str) -> list[float]:
+    """A measure of the records over the epochs that have it."""
+    return [record[key] for record in run.history if record.get(key) is not None]
+
+
 def is_joint(run: Run) -> bool:
     """Whether the retention loss sends nothing through an inner step."""
     return run.summary.get("gradient") in JOINT
@@ -176,7 +208,25 @@ def _told_apart(runs: list[Run]) -> list[Run]:
         suffix = [f"{field}={own[field]}" for field in sorted(differing) if field in own]
         return run._replace(label=" ".join([run.label, *suffix]))
 
-    return [renamed(run) for run in runs]
+    return _told_apart_by_teacher([renamed(run) for run in runs])
+
+
+def _told_apart_by_teacher(runs: list[Run]) -> list[Run]:
+    """Where a seed is there with several teachers, their folders get into the labels."""
+
+    def folder(run: Run) -> str | None:
+        return run.config.get("teacher", {}).get("checkpoint")
+
+    teachers: dict[tuple[str, int], set[str | None]] = {}
+    for run in runs:
+        teachers.setdefault((run.label, run.seed), set()).add(folder(run))
+    several = {label for (label, _), folders in teachers.items() if len(folders) > 1}
+    return [
+        run._replace(label=f"{run.label} teacher.checkpoint={folder(run)}")
+        if run.label in several
+        else run
+        for run in runs
+    ]
 
 
 def _without_repeats(runs: list[Run]) -> tuple[list[Run], list[str]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dfkd_jax import command_line, compare, results, run_folders
-from dfkd_jax.child_process import Outcome, in_child
+from dfkd_jax import command_line, compare, results, run_folders, train
+from dfkd_jax.child_process import Outcome, in_child, run_seeds
 from dfkd_jax.config import UserError, to_dict
 from dfkd_jax.overall_progress import OverallProgress
 from tests.conftest import CHEAP_COMPILATION, TINY, tiny_config
@@ -63,10 +63,36 @@ def test_a_wrong_vary_is_one_sentence(text, words):
         compare.settings([text])
 
 
+@pytest.mark.parametrize(
+    "field, values",
+    [("teacher.epochs", "2,9"), ("teacher.seed", "0,1"), ("dataset.validation_size", "0,100")],
+)
+def test_what_would_need_several_teachers_is_not_varied(tmp_path, field, values):
+    def load(method, **fields):
+        return command_line.with_overrides(f"configs/digits.py:{method}", given, fields)
+
+    given = {}
+    varied = compare.settings([f"{field}={values}"])
+    with pytest.raises(UserError, match=rf"--vary is given for {field}, but one teacher"):
+        compare.combinations(load, ["mb-dfkd"], ["exact"], tmp_path, varied)
+    # Given teachers are not trained, and may be what is varied.
+    folders = [write_card(tmp_path / name) for name in ("a", "b")]
+    given = {"teacher.checkpoint": folders[0], "teacher.model": "cnn_half"}
+    assert len(compare.combinations(load, ["mb-dfkd"], ["exact"], tmp_path, varied)) == 2
+    varied = compare.settings([f"teacher.checkpoint={','.join(folders)}"])
+    found = compare.combinations(load, ["mb-dfkd"], ["exact"], tmp_path, varied)
+    assert [c.config.teacher.checkpoint for c in found] == folders
+
+
+def write_card(folder):
+    card = {"model": "cnn_half", "num_classes": 10, "image_shape": [8, 8, 1]}
+    results.write_json(folder / "teacher.json", card)
+    return str(folder)
+
+
 def test_a_teacher_that_is_given_is_kept(tmp_path):
     given = tmp_path / "mine"
-    card = {"model": "cnn_half", "num_classes": 10, "image_shape": [8, 8, 1]}
-    results.write_json(given / "teacher.json", card)
+    write_card(given)
     fields = {"teacher.checkpoint": str(given)}
     found = compare.combinations(
         lambda method: tiny_config(method, **fields), ["mb-dfkd"], BOTH, tmp_path
@@ -137,6 +163,22 @@ def test_seeds_count_from_the_configurations_own(tmp_path):
     assert [job.seeds for job in jobs] == [[40], [41]]
     with pytest.raises(UserError, match="--seeds is 0; allowed is 1 or more"):
         compare.plan(found, 0, tmp_path)
+
+
+def test_seeds_at_once_run_on_one_of_several_devices(tmp_path, monkeypatch):
+    called = {}
+    monkeypatch.setattr(train, "run_seeds", lambda config, *rest: called.update(config=config))
+    config = tiny_config(**{"parallel.devices": 0})
+    run_seeds(config, [tmp_path / "1", tmp_path / "2"], [1, 2])
+    assert called["config"].parallel.devices == 1 and config.parallel.devices == 0
+
+    def load(method):
+        return tiny_config(method, **{"parallel.devices": 4})
+
+    found = compare.combinations(load, ["mb-dfkd"], BOTH, tmp_path)
+    assert len(compare.plan(found, 2, tmp_path)[0]) == 2
+    with pytest.raises(UserError, match=r"config\.parallel\.devices is 4; .* allowed are 0 and 1"):
+        compare.plan(found, 2, tmp_path, together=True)
 
 
 def test_the_folder_of_another_configuration_is_refused(tmp_path):

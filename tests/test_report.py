@@ -1,42 +1,16 @@
 import base64
-import csv
 import json
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
-from dfkd_jax import comparison_figures, report, results, run_folders
-from dfkd_jax.config import UserError, to_dict
+from dfkd_jax import report, results, run_folders
+from dfkd_jax.config import UserError
 from dfkd_jax.outputs import method_names
 from tests.conftest import tiny_config
-
-MIB = 2**20
-
-
-def fabricate(root, method, seed, accuracies, teacher=90.0, extra=None, **fields):
-    """The folder that a finished run leaves, with these accuracies (percent) over the epochs."""
-    config = tiny_config(method, seed=seed, **fields)
-    folder = root / "runs" / run_folders.label(method, config.meta.variant) / f"seed{seed}"
-    replays = config.replay.kind != "none"
-    history = [
-        {
-            "epoch": epoch,
-            "student_accuracy": accuracy,
-            "gradient_alignment": 0.1 * epoch if replays else None,
-            "seconds": 1.0,
-            **(extra or {}),
-        }
-        for epoch, accuracy in enumerate(accuracies, start=1)
-    ]
-    cost = {"seconds_per_student_step": 0.0125, "peak_memory_bytes": 300 * MIB}
-    summary = {**results.summarize(history, teacher, method_names(config)), **cost}
-    results.write_metrics(folder / "metrics.jsonl", history)
-    results.write_json(folder / "config.json", to_dict(config))
-    results.write_json(folder / "summary.json", summary)
-    return folder
+from tests.fabricated import MIB, fabricate, read_csv, rows
 
 
 @pytest.fixture
@@ -47,19 +21,6 @@ def runs(tmp_path):
     for seed in (1, 2, 3, 4):
         fabricate(tmp_path, "lra-mb", seed, [10.0, 19.0 + 2 * seed])
     return tmp_path
-
-
-def rows(text, title):
-    """The table below a heading of Markdown: row name → cells."""
-    block = text.split(f"## {title}", 1)[1].split("##")[0]
-    lines = [line for line in block.splitlines() if line.startswith("|")][2:]
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return {row[0]: row[1:] for row in cells}
-
-
-def read_csv(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_tables_agree_with_numbers_computed_by_hand(runs):
@@ -73,6 +34,8 @@ def test_the_tables_agree_with_numbers_computed_by_hand(runs):
         "30.42 ± 13.67",
         "21.00 ± 2.48",
         "21.00 ± 2.48",
+        "0.150 ± 0.000",
+        "–",
         "0.01250",
         "300",
     ]
@@ -80,10 +43,11 @@ def test_the_tables_agree_with_numbers_computed_by_hand(runs):
     # Common seeds 1, 2, 3: differences of the final accuracy 1, 2, 3 and of μ half of that.
     differences = rows(text, "Paired differences to mb-dfkd")
     assert list(differences) == ["lra-mb_exact"]
-    count, mean, variance, final = differences["lra-mb_exact"]
+    count, mean, variance, best, final, alignment, early = differences["lra-mb_exact"]
     assert count == "3"
     assert mean == "+1.00 [-0.24, +2.24], p = 0.074"
-    assert final == "+2.00 [-0.48, +4.48], p = 0.074"
+    assert final == best == "+2.00 [-0.48, +4.48], p = 0.074"
+    assert (alignment, early) == ("+0.000 [+0.000, +0.000], p = 1.000", "–")
     # σ² of lra-mb: 30.25, 42.25, 56.25; differences 5.25, 12, 20.25.
     assert variance.startswith("+12.50 [")
     assert text in (runs / "comparison.md").read_text()
@@ -94,7 +58,7 @@ def test_an_interval_without_zero_is_marked(tmp_path):
         fabricate(tmp_path, "mb-dfkd", seed, [50.0, 50.0])
         fabricate(tmp_path, "lra-mb", seed, [50.0, 50.0 + gain])
     text = report.write([tmp_path])
-    final = rows(text, "Paired differences")["lra-mb_exact"][3]
+    final = rows(text, "Paired differences")["lra-mb_exact"][4]
     # s = 0.1: 2 ± 4.302653 · 0.1 / √3
     assert final == "+2.00 [+1.75, +2.25], p < 0.001 \\*"
     assert '<td class="marked">+2.00 [+1.75' in (tmp_path / "report.html").read_text()
@@ -105,7 +69,7 @@ def test_one_seed_has_no_interval(tmp_path):
     fabricate(tmp_path, "dafl", 1, [10.0, 30.0])
     text = report.write([tmp_path])
     assert rows(text, "Means")["mb-dfkd"][1] == "15.00 ± –"
-    assert rows(text, "Paired")["dafl"] == ["1", "+5.00", "+75.00", "+10.00"]
+    assert rows(text, "Paired")["dafl"] == ["1", "+5.00", "+75.00", "+10.00", "+10.00", "–", "–"]
 
 
 def test_one_label_alone_has_nothing_to_compare_with(tmp_path):
@@ -119,7 +83,57 @@ def test_measures_that_a_run_lacks_are_absent(tmp_path):
     del summary["seconds_per_student_step"], summary["peak_memory_bytes"]
     summary["final_accuracy"] = None
     results.write_json(folder / "summary.json", summary)
-    assert rows(report.write([tmp_path]), "Means")["mb-dfkd"][-3:] == ["–", "–", "–"]
+    assert rows(report.write([tmp_path]), "Means")["mb-dfkd"][-5:] == [
+        *("–", "0.150 ± –"),
+        *("–", "–", "–"),
+    ]
+
+
+def test_costs_are_means_over_seeds_and_not_compared(tmp_path):
+    for seed, seconds, mib in ((1, 0.01, 100), (2, 0.02, 200), (3, 0.06, 600)):
+        cost = {"seconds_per_student_step": seconds, "peak_memory_bytes": mib * MIB}
+        for method in ("mb-dfkd", "dafl"):
+            fabricate(tmp_path, method, seed, [10.0, 20.0], cost=cost)
+    text = report.write([tmp_path])
+    assert rows(text, "Means")["dafl"][-2:] == ["0.03000", "300"]
+    assert "memory" not in text.split("## Paired")[1]
+    summary = read_csv(tmp_path / "comparison_summary.csv")[0]
+    assert float(summary["seconds_per_student_step"]) == pytest.approx(0.03)
+    assert float(summary["peak_memory_bytes"]) == pytest.approx(300 * MIB)
+
+
+def test_what_is_remembered_is_compared_too(tmp_path):
+    """The mean alignment of the epochs that replayed, and the last early agreement."""
+    for method, alignments, early in (
+        ("mb-dfkd", [None, 0.1, 0.2], [90.0, 80.0, 70.0]),
+        ("lra-mb", [None, 0.2, 0.5], [90.0, 80.0, 85.0]),
+    ):
+        for seed in (1, 2):
+            folder = fabricate(tmp_path, method, seed, [10.0, 20.0, 30.0])
+            history = results.read_metrics(folder / "metrics.jsonl")
+            for record, cosine, percent in zip(history, alignments, early, strict=True):
+                record |= {"gradient_alignment": cosine, "early_agreement": percent + seed}
+            results.write_metrics(folder / "metrics.jsonl", history)
+    text = report.write([tmp_path])
+    # Of two seeds 1 apart: s = 1/√2, ± 12.706 / √2 · s
+    assert rows(text, "Means")["lra-mb_exact"][5:7] == ["0.350 ± 0.000", "86.50 ± 6.35"]
+    alignment, early = rows(text, "Paired")["lra-mb_exact"][-2:]
+    assert alignment.startswith("+0.200 [+0.200, +0.200], p < 0.001")
+    assert early.startswith("+15.00 [+15.00, +15.00]")
+
+
+def test_labels_are_explained(tmp_path):
+    for method in ("mb-dfkd", "lra-mb-detached", "lra-mb", "dafl"):
+        fabricate(tmp_path, method, 1, [10.0, 20.0])
+    report.write([tmp_path])
+    text = (tmp_path / "comparison.md").read_text().split("## Labels")[1]
+    assert (
+        "**lra-mb-detached**: memory bank; what the authors' code computes in effect: joint replay "
+        "on the concatenated batch; the retention term at θ' sends no gradient." in text
+    )
+    assert "**mb-dfkd**: memory bank; ∇[L_acq(θ) + L_ret(θ)]: joint replay" in text
+    assert "**dafl**: no replay; ∇L_acq(θ) alone; with the losses of dafl." in text
+    assert "<dt>lra-mb-detached</dt><dd>memory bank; what" in (tmp_path / "report.html").read_text()
 
 
 def test_the_csv_files_hold_runs_and_labels(runs):
@@ -165,54 +179,8 @@ def test_every_figure_is_a_picture(runs):
     for name in report.FIGURES:
         with Image.open(runs / name) as image:
             assert np.asarray(image.convert("L")).std() > 0
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    saved = []
-    original = Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        saved.append(self)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return saved
-
-
-def legend(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def test_the_curve_is_the_mean_over_seeds_with_the_teacher(runs, drawn, tmp_path):
-    groups = run_folders.groups(run_folders.find([runs])[0])
-    comparison_figures.learning_evolution(groups, tmp_path / "f.png")
-    joint = drawn[0].axes[0].lines[0]
-    assert joint.get_ydata().tolist() == [10.0, 21.0] and joint.get_label() == "mb-dfkd"
-    assert legend(drawn[0]) == ["mb-dfkd", "lra-mb_exact", "teacher 90.00"]
-    low, high = drawn[0].axes[0].get_ylim()
-    assert low < 10 and high > 90
-
-
-def test_schemes_have_panels_and_missing_ones_say_so(runs, drawn, tmp_path):
-    fabricate(runs, "dafl", 1, [10.0, 20.0])
-    groups = run_folders.groups(run_folders.find([runs])[0])
-    comparison_figures.replay_schemes(groups, tmp_path / "f.png")
-    panels = {axes.get_title(loc="left"): axes for axes in drawn[0].axes}
-    assert list(panels) == ["memory bank", "generative replay", "no replay"]
-    assert [text.get_text() for text in panels["generative replay"].texts] == ["no runs"]
-
-
-def test_a_series_that_was_not_measured_is_said_to_be_missing(runs, drawn, tmp_path):
-    fabricate(runs, "dafl", 1, [10.0, 20.0], extra={"early_agreement": 75.0})
-    groups = run_folders.groups(run_folders.find([runs])[0])
-    comparison_figures.alignment(groups, tmp_path / "a.png")
-    assert legend(drawn[0])[-1] == "dafl: not measured"
-    comparison_figures.forgetting(groups, tmp_path / "f.png")
-    assert legend(drawn[1])[1:] == ["mb-dfkd: not measured", "lra-mb_exact: not measured"]
-    del groups["dafl"]
-    comparison_figures.forgetting(groups, tmp_path / "f.png")
-    assert "not measured in any of the runs" in [t.get_text() for t in drawn[2].axes[0].texts]
+        pdf = (runs / name).with_suffix(".pdf").read_bytes()
+        assert pdf.startswith(b"%PDF") and b"CreationDate" not in pdf
 
 
 def test_labels_name_method_gradient_and_objective():
@@ -253,6 +221,13 @@ def test_one_label_with_two_configurations_becomes_two(tmp_path):
             fabricate(tmp_path / part, "mb-dfkd", seed, [10.0, 20.0 + seed], **fields)
     means = rows(report.write([tmp_path]), "Means")
     assert list(means) == ["mb-dfkd replay.capacity=2", "mb-dfkd replay.capacity=5"]
+
+
+def test_two_teachers_make_two_labels(tmp_path):
+    for part in ("a", "b"):
+        fabricate(tmp_path / part, "mb-dfkd", 1, [10.0, 20.0], **{"teacher.checkpoint": part})
+    means = rows(report.write([tmp_path]), "Means")
+    assert list(means) == ["mb-dfkd teacher.checkpoint=a", "mb-dfkd teacher.checkpoint=b"]
 
 
 def test_failed_runs_are_listed(runs):

@@ -1,15 +1,23 @@
 import json
 import math
+import resource
 import struct
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from dfkd_jax import results
+from dfkd_jax.outputs import Outputs
+from dfkd_jax.resume import Run
+from tests.conftest import tiny_config
 
 HISTORY = [
     {"student_accuracy": 10.0, "epoch": 1, "retention_loss": None, "seconds": 2.0},
@@ -107,6 +115,29 @@ def test_a_summary_of_nothing_has_no_numbers():
     summary = results.summarize([], 99.0, {})
     assert summary["epochs"] == 0 and summary["seconds"] == 0
     assert summary["mean_accuracy"] is summary["final_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    "seconds, per_step",
+    # The median of 2, 3 and 4 over 6 steps: the first epoch compiles. Alone it has to do.
+    [([9.0, 2.0, 4.0, 3.0], 0.5), ([9.0], 1.5)],
+)
+def test_the_summary_holds_what_the_run_cost(tmp_path, monkeypatch, seconds, per_step):
+    history = [{"epoch": i, "seconds": value} for i, value in enumerate(seconds, start=1)]
+    outputs = Outputs(Run(tiny_config(), tmp_path, None, history), teacher_accuracy=None)
+
+    def summary(memory_stats):
+        device = SimpleNamespace(memory_stats=lambda: memory_stats)
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+        return outputs.summary(6, Console(quiet=True))
+
+    found = summary({"peak_bytes_in_use": 123, "bytes_in_use": 45})
+    assert (found["seconds_per_student_step"], found["peak_memory_bytes"]) == (per_step, 123)
+    assert results.read_json(tmp_path / "summary.json") == found
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    of_process = summary(None)["peak_memory_bytes"] / (1 if sys.platform == "darwin" else 1024)
+    assert before <= of_process <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outputs.close()
 
 
 def test_json_comes_back_and_is_sorted(tmp_path):

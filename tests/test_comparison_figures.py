@@ -1,0 +1,68 @@
+import pytest
+from matplotlib.figure import Figure
+
+from dfkd_jax import comparison_figures, run_folders
+from tests.fabricated import fabricate
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed in (1, 2, 3):
+        fabricate(tmp_path, "mb-dfkd", seed, [10.0, 19.0 + seed])
+    fabricate(tmp_path, "lra-mb", 1, [10.0, 21.0])
+    return tmp_path
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    saved = []
+    original = Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        saved.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_curve_is_the_mean_over_seeds_with_the_teacher(runs, drawn, tmp_path):
+    groups = run_folders.groups(run_folders.find([runs])[0])
+    comparison_figures.learning_evolution(groups, tmp_path / "f.png")
+    joint = drawn[0].axes[0].lines[0]
+    assert joint.get_ydata().tolist() == [10.0, 21.0] and joint.get_label() == "mb-dfkd"
+    assert legend(drawn[0]) == ["mb-dfkd", "lra-mb_exact", "teacher 90.00"]
+    low, high = drawn[0].axes[0].get_ylim()
+    assert low < 10 and high > 90
+
+
+def test_a_legend_says_what_the_authors_code_is(runs, drawn, tmp_path):
+    fabricate(runs, "lra-mb-detached", 1, [10.0, 20.0])
+    groups = run_folders.groups(run_folders.find([runs])[0])
+    comparison_figures.learning_evolution(groups, tmp_path / "f.png")
+    assert "lra-mb-detached (as the authors' code)" in legend(drawn[0])
+
+
+def test_schemes_have_panels_and_missing_ones_say_so(runs, drawn, tmp_path):
+    fabricate(runs, "dafl", 1, [10.0, 20.0])
+    groups = run_folders.groups(run_folders.find([runs])[0])
+    comparison_figures.replay_schemes(groups, tmp_path / "f.png")
+    panels = {axes.get_title(loc="left"): axes for axes in drawn[0].axes}
+    assert list(panels) == ["memory bank", "generative replay", "no replay"]
+    assert [text.get_text() for text in panels["generative replay"].texts] == ["no runs"]
+
+
+def test_a_series_that_was_not_measured_is_said_to_be_missing(runs, drawn, tmp_path):
+    fabricate(runs, "dafl", 1, [10.0, 20.0], extra={"early_agreement": 75.0})
+    groups = run_folders.groups(run_folders.find([runs])[0])
+    comparison_figures.alignment(groups, tmp_path / "a.png")
+    assert legend(drawn[0])[-1] == "dafl: not measured"
+    comparison_figures.forgetting(groups, tmp_path / "f.png")
+    assert legend(drawn[1])[1:] == ["mb-dfkd: not measured", "lra-mb_exact: not measured"]
+    del groups["dafl"]
+    comparison_figures.forgetting(groups, tmp_path / "f.png")
+    assert "not measured in any of the runs" in [t.get_text() for t in drawn[2].axes[0].texts]
