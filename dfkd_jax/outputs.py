@@ -20,6 +20,9 @@ from dfkd_jax.progress import summary_table
 from dfkd_jax.resume import Run
 from dfkd_jax.state import DistillState
 
+# Of the last epoch, beside the measures of the paper.
+AGREEMENTS = ("generated_distance", "memory_agreement", "memory_distance")
+
 
 class Outputs:
     """The files of one run, open while it goes on."""
@@ -66,6 +69,7 @@ class Outputs:
         """Write and show the summary of the finished run, whose epochs have so many steps."""
         history = self._run.history
         summary = results.summarize(history, self._teacher_accuracy, method_names(self._run.config))
+        summary |= {f"final_{name}": history[-1].get(name) for name in AGREEMENTS}
         times = [record["seconds"] for record in history]
         # The first epoch compiles.
         summary["seconds_per_student_step"] = statistics.median(times[1:] or times) / student_steps

@@ -27,16 +27,20 @@ STUDENT_FIELDS = {
     "gradient_alignment": "alignment {:+.2f}",
     "steps_per_second": "{:.0f} steps/s",
 }
+WITHOUT_DATA = {
+    "generated_agreement": "agreement {:.2f} %",
+    "generated_distance": "distance {:.3f}",
+}
 TEACHER_FIELDS = {"teacher_accuracy": "accuracy {:.2f} %", "loss": "loss {:.3f}"}
 ABSENT = "–"
 
 
 def student_fields(data: bool) -> dict[str, str]:
-    """`STUDENT_FIELDS`; without data with the agreement in the place of the accuracy."""
+    """`STUDENT_FIELDS`; without data agreement and distance are in the place of the accuracy."""
     if data:
         return STUDENT_FIELDS
     others = {key: form for key, form in STUDENT_FIELDS.items() if key != "student_accuracy"}
-    return {"generated_agreement": "agreement {:.2f} %", **others}
+    return WITHOUT_DATA | others
 
 
 def default_console() -> Console:
@@ -148,10 +152,15 @@ def summary_table(
       console: see `Progress`.
     """
     console = console or default_console()
-    name, subject = "accuracy", "student"
+    name, subject, more = "accuracy", "student", {}
     teacher = _show("{:.2f} %", summary.get("teacher_accuracy"))
     if summary.get("teacher_accuracy") is None and summary.get("final_agreement") is not None:
         name, subject, teacher = "agreement", "agreement", "no data to test on"
+        more = {
+            "distance, final": _show("{:.3f}", summary.get("final_generated_distance")),
+            "in memory, final": f"{_show('{:.2f} %', summary.get('final_memory_agreement'))}, "
+            f"distance {_show('{:.3f}', summary.get('final_memory_distance'))}",
+        }
     words = [summary.get(key) for key in ("method", "replay", "gradient", "objective")]
     rows = {
         "method": " · ".join(str(word) for word in words if word),
@@ -160,6 +169,7 @@ def summary_table(
         f"{subject}, max": _show("{:.2f} %", summary.get(f"max_{name}")),
         "mean over epochs μ": _show("{:.2f} %", summary.get(f"mean_{name}")),
         "variance σ²": _show("{:.2f} %²", summary.get(f"{name}_variance")),
+        **more,
         "epochs": _show("{}", summary.get("epochs")),
         "time": _clock(summary.get("seconds") or 0.0),
     }

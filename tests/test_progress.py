@@ -45,11 +45,15 @@ def test_what_was_not_measured_is_a_dash(capsys):
     assert line.startswith("epoch 1/4  accuracy 10.00 %  L_acq –  L_ret –  L_gen –  alignment –")
 
 
-def test_without_data_the_agreement_is_shown(capsys):
+def test_without_data_agreement_and_distance_are_shown(capsys):
     with progress.Progress(4, fields=progress.student_fields(data=False)) as shown:
-        shown.update({**RECORD, "student_accuracy": None, "generated_agreement": 87.5})
+        measured = {"generated_agreement": 87.5, "generated_distance": 0.25}
+        shown.update({**RECORD, "student_accuracy": None, **measured})
     line = capsys.readouterr().out
-    assert "epoch 3/4  agreement 87.50 %  L_acq 0.412" in line and "accuracy" not in line
+    assert (
+        "epoch 3/4  agreement 87.50 %  distance 0.250  L_acq 0.412" in line
+        and "accuracy" not in line
+    )
     assert progress.student_fields(data=True) == progress.STUDENT_FIELDS
 
 
@@ -105,14 +109,17 @@ def test_the_summary_without_data_names_the_agreement(capsys):
     agreement = {"mean": 80.0, "max": 95.0, "final": 90.0}
     summary = {f"{name}_agreement": value for name, value in agreement.items()}
     summary |= {"teacher_accuracy": None, "final_accuracy": None, "agreement_variance": 4.0}
-    progress.summary_table(summary)
+    memory = {"final_memory_agreement": 99.5, "final_memory_distance": None}
+    progress.summary_table({**summary, "final_generated_distance": 0.125, **memory})
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[:5] == [
+    assert lines[:7] == [
         "teacher no data to test on",
         "agreement, final 90.00 %",
         "agreement, max 95.00 %",
         "mean over epochs μ 80.00 %",
         "variance σ² 4.00 %²",
+        "distance, final 0.125",
+        "in memory, final 99.50 %, distance –",
     ]
 
 
