@@ -1,23 +1,45 @@
 """What one device computes and sends in a step, counted in the compiled program.
 
 `python -m benchmarks.scaling --config=configs/cifar100.py --devices=8` compiles generator and
-student step for emulated CPU devices, with XLA's convolutions as on GPU and TPU, and prints per
-device: floating-point operations, bytes that instructions read and write (as if nothing stayed in a
-cache), temporary memory, and the collectives in the HLO. Nothing is run.
+student step (and with generative replay the observe step) for emulated CPU devices, with XLA's
+convolutions as on GPU and TPU, and prints per device: floating-point operations, bytes that
+instructions read and write (as if nothing stayed in a cache), temporary memory, and the collectives
+in the HLO. Nothing is run. Networks of one's own are counted too, as those of `benchmarks/vit.py`
+with `--config.student.model=benchmarks.vit:ViTB16`.
 """
 
 import os
 import re
 import sys
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
 from absl import app, flags
+from jax.sharding import Mesh
 
-from dfkd_jax import command_line
+from dfkd_jax import command_line, convolution, data_specs
 from dfkd_jax.command_line import CONFIG
+from dfkd_jax.devices import AXIS, Devices, mapped
 from dfkd_jax.gradients_flag import chosen_gradients
+from dfkd_jax.models import create_models
+from dfkd_jax.replay import create_replay
+from dfkd_jax.state import layout_of
+from dfkd_jax.steps import create_steps
 
 DEVICES = flags.DEFINE_integer("devices", 8, "How many devices share the batch.")
 _BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
+
+
+class Cost(NamedTuple):
+    """Of one step of one device."""
+
+    flops: float
+    accessed_bytes: float
+    temporary_bytes: int
+    collectives: dict[str, tuple[int, int]]  # see `collectives`
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
@@ -36,57 +58,66 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
     return found
 
 
+def cost(config: ml_collections.ConfigDict, devices: Devices, step: str) -> Cost:
+    """Compile a step of the configuration for the devices and count.
+
+    Args:
+      config: of a run.
+      devices: under shard_map; their memory is not used.
+      step: a field of `dfkd_jax.steps.Steps`, such as "student_step".
+    """
+    spec = data_specs.spec(config)
+    axis = {}
+    if devices.count > 1:
+        axis = {"axis_name": devices.axis_name, "devices": devices.count}
+    models = create_models(config, spec.image_shape, spec.num_classes, axis.get("axis_name"))
+
+    def steps_of(**axis: object) -> tuple:
+        replay = create_replay(config, spec.image_shape, spec.num_classes, **axis)
+        return replay, create_steps(config, models, replay, spec.image_shape, **axis)
+
+    replay, steps = steps_of(**axis)
+    state = jax.eval_shape(steps_of()[1].init, jax.random.key(0))  # of whole arrays
+    image = jnp.zeros((2, *spec.image_shape))
+    teacher = jax.eval_shape(lambda: models.teacher.init(jax.random.key(0), image, train=False))
+    function = mapped(devices, layout_of(replay and replay.layout)).step(getattr(steps, step))
+    compiled = function.lower(state, teacher).compile()
+    counted, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    return Cost(
+        counted["flops"],
+        counted["bytes accessed"],
+        memory.temp_size_in_bytes,
+        collectives(compiled.as_text()),
+    )
+
+
 def main(arguments: list[str]) -> None:
     """Print one row per step."""
     del arguments
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES.value}"
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from jax.sharding import Mesh
-
-    from dfkd_jax import convolution, data_specs
-    from dfkd_jax.devices import AXIS, Devices, mapped
-    from dfkd_jax.models import create_models
-    from dfkd_jax.replay import create_replay
-    from dfkd_jax.state import layout_of
-    from dfkd_jax.steps import create_steps
-
+    count, config = DEVICES.value, CONFIG.value
+    # Read when JAX starts its backend, which nothing has done yet.
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
     convolution.on_cpu = lambda: False  # for GPU and TPU
-    config, count = CONFIG.value, DEVICES.value
-    spec = data_specs.spec(config)
     devices = Devices(Mesh(np.array(jax.devices()[:count]), (AXIS,)), "shard_map")
-    axis = {"axis_name": devices.axis_name, "devices": count} if count > 1 else {}
     print(f"batch {config.batch_size} on {count} devices; each row is one step of one device")
     print("| step | GFLOP | GB accessed | temporary MiB | collectives |")
     print("|---|---:|---:|---:|---|")
 
-    def row(name: str, variant: str, step_name: str) -> None:
-        config.meta.variant = variant
-        replay = create_replay(config, spec.image_shape, spec.num_classes, **axis)
-        models = create_models(config, spec.image_shape, spec.num_classes, axis.get("axis_name"))
-        steps = create_steps(config, models, replay, spec.image_shape, **axis)
-        whole_replay = create_replay(config, spec.image_shape, spec.num_classes)
-        whole = create_steps(config, models, whole_replay, spec.image_shape)
-        state = jax.eval_shape(whole.init, jax.random.key(0))
-        image = jnp.zeros((2, *spec.image_shape))
-        teacher = jax.eval_shape(lambda: models.teacher.init(jax.random.key(0), image, train=False))
-        step = mapped(devices, layout_of(replay and replay.layout)).step(getattr(steps, step_name))
-        compiled = step.lower(state, teacher).compile()
-        cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-        sent = ", ".join(
-            f"{n} {kind} of {size / 1e6:.2f} MB in all"
-            for kind, (n, size) in collectives(compiled.as_text()).items()
-        )
+    def row(name: str, step: str) -> None:
+        flops, accessed, temporary, sent = cost(config, devices, step)
+        words = [f"{n} {kind} of {size / 1e6:.2f} MB in all" for kind, (n, size) in sent.items()]
         print(
-            f"| {name} | {cost['flops'] / 1e9:.0f} | {cost['bytes accessed'] / 1e9:.1f} "
-            f"| {memory.temp_size_in_bytes / 2**20:.0f} | {sent or 'none'} |",
+            f"| {name} | {flops / 1e9:.0f} | {accessed / 1e9:.1f} | {temporary / 2**20:.0f} "
+            f"| {', '.join(words) or 'none'} |",
             flush=True,
         )
 
-    row("generator", "none", "generator_step")
+    row("generator", "generator_step")
+    if config.replay.kind == "generative":
+        row("observe", "observe_step")
     for variant in chosen_gradients(default=("none", "first_order", "exact", "exact_hvp")):
-        row(f"student, {variant}", variant, "student_step")
+        config.meta.variant = variant
+        row(f"student, {variant}", "student_step")
 
 
 if __name__ == "__main__":

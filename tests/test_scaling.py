@@ -1,6 +1,19 @@
 """The counts of the cost model."""
 
-from benchmarks.scaling import collectives
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.scaling import collectives, cost
+from benchmarks.vit import ViT
+from dfkd_jax.own_module import check_call
+from tests.conftest import tiny_config
+from tests.test_devices import on
+
+# No batch norm, so that nothing but gradients and losses is averaged over the devices.
+TinyViT = partial(ViT, patch=4, width=8, depth=1, heads=2)
 
 
 def test_collectives_are_counted_with_their_bytes():
@@ -12,3 +25,29 @@ def test_collectives_are_counted_with_their_bytes():
       %e = f32[4]{0} add(%v, %all-reduce.7)
     """
     assert collectives(hlo) == {"all-reduce": (3, 768 + 28 + 4), "all-gather": (1, 64)}
+
+
+@pytest.mark.parametrize(
+    "measured, expected",
+    [
+        (True, {"none": 2, "first_order": 3, "exact": 4}),
+        (False, {"first_order": 2, "exact": 3}),
+    ],
+)
+def test_exact_sends_one_gradient_more_than_first_order(measured, expected):
+    """The table of docs/scaling.md; beside gradients only scalars and statistics."""
+    name = "tests.test_scaling:TinyViT"
+    student = TinyViT(num_classes=10)
+    check_call(student, name, (8, 8, 1), 10)
+    images = jnp.zeros((2, 8, 8, 1))
+    params = jax.eval_shape(lambda: student.init(jax.random.key(0), images))
+    size = sum(4 * leaf.size for leaf in jax.tree.leaves(params))
+    gradients = {}
+    for variant in expected:
+        fields = {"student.model": name, "meta.variant": variant}
+        config = tiny_config("lra-mb", **fields, **{"meta.measure_alignment": measured})
+        sent = cost(config, on(2, "shard_map"), "student_step").collectives
+        assert set(sent) == {"all-reduce"}
+        gradients[variant], rest = divmod(sent["all-reduce"][1], size)
+        assert rest < 0.1 * size
+    assert gradients == expected
