@@ -1,5 +1,6 @@
 """Small configurations and networks that the tests share."""
 
+import gc
 import os
 import tempfile
 
@@ -39,6 +40,17 @@ host_memory.keep_freed_memory()
 CHEAP_COMPILATION = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
 if jaxlib.version.__version__.startswith("0.10."):
     CHEAP_COMPILATION["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Each keeps memory mapped, of which a process may have only so much: a session has thousands.
+
+    The cache on disk has them for whoever needs them again.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

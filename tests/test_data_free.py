@@ -70,8 +70,8 @@ def refuse(spec, split):
     raise AssertionError("a run without data has loaded some")
 
 
-@pytest.fixture(scope="module")
-def watched(given, tmp_path_factory):
+@pytest.fixture(scope="module", params=["lra-mb", "lra-gr"])
+def watched(request, given, tmp_path_factory):
     """The same run with one test split, with another, and without any data."""
     folder, split = given
     other = data.Split(255 - split.images[::-1], (split.labels + 1) % 10)
@@ -79,7 +79,8 @@ def watched(given, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
 
     def watch(name, load, **more):
-        return Watched(tiny_config(**fields, **more), root / name, load)
+        config = tiny_config(request.param, **fields, **more)
+        return Watched(config, root / name, load)
 
     return {
         "one": watch("one", lambda spec, name: split),
@@ -127,6 +128,8 @@ def test_without_data_the_summary_is_of_the_agreement(watched):
     assert summary["max_agreement"] == max(agreements)
     assert summary["final_agreement"] == agreements[-1]
     assert all(record["memory_agreement"] is not None for record in history)
+    for name in ("generated_distance", "memory_agreement", "memory_distance"):
+        assert summary[f"final_{name}"] == history[-1][name]
 
 
 def arrays_of(jaxpr, constants):

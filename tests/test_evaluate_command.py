@@ -1,19 +1,28 @@
 """The evaluation of a classifier: its measures against numbers made by hand, and the command."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from configs import digits
-from dfkd_jax import evaluate_command, export, teacher
+from dfkd_jax import checkpoint, data, evaluate_command, export, results, teacher
+from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import SPECS
-from tests.test_export import random_student
+from dfkd_jax.resume import claim
+from dfkd_jax.student import load_student
+from tests.conftest import tiny_config
+from tests.test_export import expected, random_student
 
 DIGITS = SPECS["digits"]
+ROOT = Path(__file__).parent.parent
+FACTS = {"dataset.name": "none", "dataset.image_size": 8, "dataset.channels": 1}
+FACTS |= {"dataset.num_classes": 10, "dataset.mean": (0.4,), "dataset.std": (0.3,)}
 
 
 def test_confusion_matrix_and_accuracy_of_the_classes():
@@ -35,30 +44,252 @@ def test_calibration_error_by_hand():
     assert evaluate_command.calibration_error(sure, np.array([1, 2, 0])) == 1
 
 
-def test_a_teacher_and_its_export_are_the_same_and_agree(tmp_path):
-    student = random_student("cnn_half", DIGITS.image_shape)
-    card = {**student.card, "num_classes": 10}
-    teacher.save_teacher(tmp_path / "teacher", jax.device_put(student.variables), card)
-    file = tmp_path / "student.safetensors"
-    file.write_bytes(export.to_safetensors(student._replace(card=card)))
-    config = digits.get_config()
-    config.teacher.model = "cnn_half"
-    own = evaluate_command.evaluate(tmp_path / "teacher", config, 200)
-    config.teacher.checkpoint = str(tmp_path / "teacher")
-    config.dataset.name = "digits"
-    exported = evaluate_command.evaluate(file, config, 200)
-    assert own["teacher_agreement"] is None and exported["teacher_agreement"] == 100
-    np.testing.assert_array_equal(own["confusion_matrix"], exported["confusion_matrix"])
-    assert own["confusion_matrix"].sum() == own["images"] == 599
-    right = np.trace(own["confusion_matrix"])
-    assert own["accuracy"] == pytest.approx(100 * right / 599)
-    assert own["milliseconds_per_image"] > 0 and own["batch_size"] == 200
+@pytest.fixture(scope="module")
+def split():
+    return data.load(DIGITS, "test")
 
-    config.teacher.checkpoint = None
-    card["image_shape"] = (16, 16, 1)
-    file.write_bytes(export.to_safetensors(student._replace(card=card)))
-    with pytest.raises(UserError, match=r"\(16, 16, 1, 10\).*'digits'.*\(8, 8, 1, 10\)"):
+
+def varied(student, images):
+    """The student with logits of mean 0, so that it calls the images by many classes."""
+    bias = student.variables["params"]["fc"]["bias"]
+    bias -= expected(student, images).mean(axis=0)
+    return student
+
+
+@pytest.fixture(scope="module")
+def pair(split):
+    """A student, another network as its teacher, and the class of each test image by either."""
+    images = split.images.astype(np.float32) / 255
+    student = varied(random_student("cnn_half", DIGITS.image_shape), images)
+    other = varied(random_student("cnn", DIGITS.image_shape, seed=2), images)
+    called = [expected(network, images).argmax(1) for network in (student, other)]
+    assert all(len(np.unique(classes)) > 5 for classes in called)
+    return student, other, *called
+
+
+def make_run(root, student, other):
+    """A run without data, started where its teacher, whose card has no mean, is `teachers/one`."""
+    card = {**other.card, "mean": None, "std": None, "accuracy": 50.0}
+    teacher.save_teacher(root / "teachers" / "one", other.variables, card)
+    models = {"teacher.model": "cnn", "student.model": "cnn_half"}
+    config = tiny_config(**FACTS, **models, **{"teacher.checkpoint": "teachers/one"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        claim(config, root / "run")
+    with checkpoint.open_checkpoints(root / "run" / "checkpoints") as manager:
+        checkpoint.save(manager, 1, {"student": student.variables}, [{"epoch": 1}])
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def run(pair, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs"), *pair[:2])
+
+
+def assert_measured(found, pair, split):
+    """All that is measured, computed anew."""
+    _, _, predicted, theirs = pair
+    matrix = [[0] * 10 for _ in range(10)]
+    for label, call in zip(split.labels, predicted, strict=True):
+        matrix[label][call] += 1
+    np.testing.assert_array_equal(found["confusion_matrix"], matrix)
+    assert found["accuracy"] == pytest.approx(100 * np.mean(predicted == split.labels))
+    agreement = 100 * np.mean(predicted == theirs)
+    assert 1 < agreement < 99
+    assert found["teacher_agreement"] == pytest.approx(agreement)
+    for label in range(10):
+        share = np.mean(predicted[split.labels == label] == label)
+        assert found["class_accuracy"][label] == pytest.approx(100 * share)
+    assert found["images"] == 599 and found["milliseconds_per_image"] > 0
+
+
+@pytest.mark.parametrize("form", ["safetensors", "stablehlo", "onnx"])
+def test_an_exported_student_against_the_teacher_given(form, pair, split, tmp_path):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("jax2onnx")
+    file = tmp_path / f"student.{form}"
+    file.write_bytes(export.FORMATS[form](pair[0]))
+    teacher.save_teacher(tmp_path / "teacher", pair[1].variables, pair[1].card)
+    config = digits.get_config()
+    assert evaluate_command.evaluate(file, config, 200)["teacher_agreement"] is None
+    config.teacher.checkpoint = str(tmp_path / "teacher")
+    assert_measured(evaluate_command.evaluate(file, config, 200), pair, split)
+
+
+def test_a_teacher_is_evaluated_too(pair, split, tmp_path):
+    teacher.save_teacher(tmp_path / "teacher", pair[1].variables, pair[1].card)
+    found = evaluate_command.evaluate(tmp_path / "teacher", digits.get_config(), 200)
+    assert found["accuracy"] == pytest.approx(100 * np.mean(pair[3] == split.labels))
+    assert found["teacher_agreement"] is None and found["batch_size"] == 200
+
+
+@pytest.mark.slow
+def test_the_command_measures_a_run_from_another_folder(run, pair, split, tmp_path):
+    """With the run's own teacher, named relative to where it started, and the run's mean."""
+    flags = ["--config=configs/digits.py", f"--output={tmp_path / 'found.json'}"]
+    process = subprocess.run(
+        [sys.executable, "-m", "dfkd_jax.evaluate", str(run), *flags],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    found = results.read_json(tmp_path / "found.json")
+    assert_measured(found, pair, split)
+    assert (found["target"], found["dataset"]) == (str(run), "digits")
+    found["confusion_matrix"] = np.array(found["confusion_matrix"])
+    assert process.stdout == evaluate_command.table(found) + "\n"
+
+
+def test_a_teacher_that_is_gone_or_another_one_is_not_compared_with(pair, tmp_path):
+    run, config = make_run(tmp_path, *pair[:2]), digits.get_config()
+    one, moved = tmp_path / "teachers" / "one", tmp_path / "moved"
+    one.rename(moved)
+    card = load_student(run).card
+    assert card["mean"] == [0.4] and card["teacher"]["accuracy"] == 50
+    assert evaluate_command.evaluate(run, config, 200)["teacher_agreement"] is None
+    teacher.save_teacher(one, pair[0].variables, pair[0].card)
+    assert evaluate_command.evaluate(run, config, 200)["teacher_agreement"] is None
+    config.teacher.checkpoint = str(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"gone', which holds no teacher\.json"):
+        evaluate_command.evaluate(run, config, 200)
+
+
+def refusal(path, config=None):
+    """The one sentence, which names the file."""
+    with pytest.raises((UserError, ValueError)) as caught:
+        evaluate_command.evaluate(path, config or digits.get_config(), 200)
+    sentence = str(caught.value)
+    assert str(path) in sentence and sentence.endswith(".") and "\n" not in sentence
+    return sentence
+
+
+def test_another_size_of_images_or_number_of_classes_is_refused(pair, tmp_path):
+    file, config = tmp_path / "student.safetensors", digits.get_config()
+    large = random_student("cnn_half", (16, 16, 1))
+    file.write_bytes(export.to_safetensors(large))
+    words = ("(16, 16, 1, 10)", "'digits' of --config has (8, 8, 1, 10)")
+    assert all(word in refusal(file) for word in words)
+    teacher.save_teacher(tmp_path / "teacher", large.variables, large.card)
+    file.write_bytes(export.to_safetensors(pair[0]))
+    config.teacher.checkpoint = str(tmp_path / "teacher")
+    with pytest.raises(UserError, match=r"teacher takes images.*\(16, 16, 1, 10\)"):
         evaluate_command.evaluate(file, config, 200)
+
+
+RAN = []
+
+
+def attack(num_classes):
+    """What a crafted file would like to be called."""
+    RAN.append(num_classes)
+    return create_classifier("cnn_half", num_classes)
+
+
+def test_a_file_does_not_choose_what_is_imported(pair, split, tmp_path):
+    name = "tests.test_evaluate_command:attack"
+    card = {**pair[0].card, "model": name}
+    file = tmp_path / "student.safetensors"
+    file.write_bytes(export.to_safetensors(pair[0]._replace(card=card)))
+    teacher.save_teacher(tmp_path / "teacher", pair[0].variables, card)
+    for path, field in ((file, "student"), (tmp_path / "teacher", "teacher")):
+        sentence = refusal(path)
+        assert f"{name!r} to import" in sentence and f"config.{field}.model" in sentence
+        assert not RAN
+        config = digits.get_config()
+        config[field].model = name
+        found = evaluate_command.evaluate(path, config, 200)
+        assert found["accuracy"] == pytest.approx(100 * np.mean(pair[2] == split.labels))
+        assert RAN.pop() == 10 and not RAN
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        ({"num_classes": '"x"'}, ["num_classes '\"x\"'", "1 or more"]),
+        ({"num_classes": "9"}, ["not those of a cnn_half for 9 classes", "fc.weight (10, 32)"]),
+        ({"image_shape": "null"}, ["image_shape 'null'", "three numbers"]),
+        ({"image_shape": "[8, 8, 3]"}, ["has 1 numbers as metadata mean", "allowed are 3"]),
+        ({"mean": "[0.4"}, ["mean '[0.4'", "a list of numbers"]),
+        ({"mean": "[1" + 400 * "0" + "]"}, ["mean '[10"]),
+        ({"mean": "[NaN]"}, ["mean '[NaN]'"]),
+        ({"std": "[0]"}, ["std '[0]'", "above 0"]),
+        ({"names": "tensorflow"}, ["names 'tensorflow'", "torch or flax"]),
+        ({"names": None, "std": None}, ["has no metadata names, std"]),
+        ({"model": "cnn_third"}, ["Unknown classifier 'cnn_third'"]),
+        ({"model": "lenet5", "names": "flax"}, ["LeNet-5 takes 32×32 or 28×28 images"]),
+        ({"names": "flax"}, ["of another shape are batch_stats.bn1.mean, "]),
+        ({"conv1.weight": None}, ["missing are conv1.weight"]),
+        ({"conv1.weight": np.ones((16, 1, 5, 5), np.float32)}, ["conv1.weight (16, 1, 5, 5)"]),
+    ],
+)
+def test_a_damaged_export_is_one_sentence(damage, words, pair, tmp_path):
+    file = tmp_path / "student.safetensors"
+    content = export.to_safetensors(pair[0])
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    arrays = load(content)
+    for key, value in damage.items():
+        part = arrays if key in arrays else metadata
+        part[key] = value
+        if value is None:
+            del part[key]
+    file.write_bytes(save(arrays, metadata))
+    sentence = refusal(file)
+    assert all(word in sentence for word in words), sentence
+
+
+def test_a_misshapen_array_of_ones_own_module_is_named(tmp_path):
+    name = "tests.test_own_module:Normed"
+    student = random_student(name, DIGITS.image_shape)
+    student.variables["params"]["Dense_0"]["kernel"] = np.zeros((3, 10), np.float32)
+    file, config = tmp_path / "student.safetensors", digits.get_config()
+    file.write_bytes(export.to_safetensors(student))
+    config.student.model = name
+    assert "of another shape are params.Dense_0.kernel." in refusal(file, config)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "stablehlo", "onnx"])
+def test_what_is_no_export_is_one_sentence(form, tmp_path):
+    file = tmp_path / f"student.{form}"
+    file.write_bytes(b"no export at all")
+    refusal(file)
+
+
+def test_a_file_of_pytorch_under_the_name_of_an_export_is_one_sentence(pair, tmp_path):
+    torch = pytest.importorskip("torch")
+    arrays = load(export.to_safetensors(pair[0]))
+    file = tmp_path / "student.safetensors"
+    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, file)
+    assert "is no safetensors file" in refusal(file)
+
+
+def test_the_table_shows_what_was_measured():
+    found = {
+        "accuracy": 75.0,
+        "images": 4,
+        "dataset": "digits",
+        "teacher_agreement": 50.0,
+        "calibration_error": 0.125,
+        "milliseconds_per_image": 0.5,
+        "batch_size": 2,
+        "confusion_matrix": np.array([[2, 1], [0, 1]]),
+        "class_accuracy": np.array([66.667, 100.0]),
+    }
+    lines = [" ".join(line.split()) for line in evaluate_command.table(found).splitlines()]
+    assert lines == [
+        "accuracy 75.00 % of 4 images of digits",
+        "teacher agrees 50.00 %",
+        "calibration error 0.1250 (15 bins)",
+        "time per image 0.5000 ms in batches of 2",
+        "class accuracy % called (row: true class, column: predicted)",
+        "0 66.67 2 1",
+        "1 100.00 0 1",
+    ]
+    many = found | {"confusion_matrix": np.eye(30, dtype=int), "class_accuracy": np.ones(30)}
+    lines = evaluate_command.table(many | {"teacher_agreement": None}).splitlines()
+    assert len(lines) == 5 + 20 + 1 and "no teacher known" in lines[1] and "file" in lines[-1]
 
 
 def test_the_command_refuses_what_is_no_target(tmp_path):

@@ -100,6 +100,14 @@ def assert_close(a, b):
             assert y[key] == pytest.approx(value, rel=1e-2, abs=2.0 if percent else 1e-3), key
 
 
+def assert_goes_on(environment, workdir, count, done):
+    """The same command on `count` processes finishes what has so many epochs."""
+    ended = ends(run(environment, workdir, count, 2))
+    for code, _, error in ended:
+        assert code == 0, error
+    assert f", after epoch {done}." in ended[0][1]
+
+
 @pytest.mark.parametrize("method, mapping", [("lra-mb", "pmap"), ("lra-gr", "shard_map")])
 def test_2_processes_of_2_devices_equal_1_of_4(environment, tmp_path, method, mapping):
     environment = {**environment, "XLA_FLAGS": ""}  # float64 to the last digits
@@ -129,24 +137,67 @@ def test_sigterm_to_one_of_them_stops_both_after_the_epoch(whole, environment, t
     done = len(results.read_metrics(tmp_path / "metrics.jsonl"))
     assert 1 <= done < EPOCHS and (tmp_path / "checkpoints" / str(done)).is_dir()
     assert not (tmp_path / "summary.json").exists()
-    for code, _, error in ends(run(environment, tmp_path, 2, 2)):
-        assert code == 0, error
+    assert_goes_on(environment, tmp_path, 2, done)
     assert_close(whole, tmp_path)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # one for each start
 
 
-def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(whole, environment, tmp_path):
+@pytest.mark.parametrize("killed, restarted", [(1, 2), (0, 1)])  # process 0 is the coordinator
+def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(
+    whole, environment, tmp_path, killed, restarted
+):
     both = run(environment, tmp_path, 2, 2)
     wait_for_epoch(both[0], 2)
-    both[1].kill()
-    killed = time.monotonic()
-    code, _, error = ends(both, timeout=3 * processes.HEARTBEAT_SECONDS)[0]
-    assert code != 0 and time.monotonic() - killed < 3 * processes.HEARTBEAT_SECONDS
+    both[killed].kill()
+    moment = time.monotonic()
+    code, _, error = ends(both, timeout=3 * processes.HEARTBEAT_SECONDS)[1 - killed]
+    assert code != 0 and time.monotonic() - moment < 3 * processes.HEARTBEAT_SECONDS
     assert re.search("Another process of this run was lost|another task died", error), error
-    # On another number of processes and devices.
-    ((code, _, error),) = ends(run(environment, tmp_path, 1, 2))
-    assert code == 0, error
+    done = max(
+        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
+    )
+    assert 2 <= done < EPOCHS
+    assert_goes_on(environment, tmp_path, restarted, done)
     assert_close(whole, tmp_path)
+
+
+CLUSTERS = {
+    "SLURM": {
+        "SLURM_JOB_ID": "1234",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "{index}",
+        "SLURM_LOCALID": "{index}",
+    },
+    "Open MPI": {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "{index}",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "{index}",
+    },
+}
+# Where it is, then what both agree on: that process 1 says so, and what process 0 says.
+MEETING = """
+import jax
+from dfkd_jax import processes
+processes.start("cluster", None, None, None)
+me = jax.process_index()
+print(me, jax.process_count(), processes.any_of(me == 1), processes.from_main(7 - me))
+"""
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_processes_of_a_cluster_find_each_other_by_its_environment(environment, name):
+    port = free_port()
+
+    def arguments(_, index):
+        variables = {**CLUSTERS[name], "JAX_COORDINATOR_PORT": str(port)}
+        words = [f"{key}={value.format(index=index)}" for key, value in variables.items()]
+        return ["env", *words, sys.executable, "-c", MEETING]
+
+    for index, (code, out, error) in enumerate(ends(started(environment, 2, 2, arguments), 60)):
+        assert code == 0, error
+        assert out.split() == [str(index), "2", "True", "7"]
 
 
 @pytest.mark.parametrize(

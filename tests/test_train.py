@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dfkd_jax import data, results, teacher
+from dfkd_jax import checkpoint, data, results, teacher
+from dfkd_jax.algorithm import create_algorithm
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import SPECS
+from dfkd_jax.devices import Devices
 from dfkd_jax.evaluate import create_accuracy
+from dfkd_jax.resume import stack, unstack
+from dfkd_jax.state import stream
 from dfkd_jax.train import run, run_seeds
-from tests.conftest import tiny_config
+from tests.conftest import cast, same_bits, tiny_config
+from tests.test_devices import error
 
 QUIET = Console(quiet=True)
 
@@ -61,9 +66,48 @@ def test_seeds_trained_at_once_give_the_curves_of_each_alone(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_early_agreement_starts_with_the_first_epoch_and_is_a_percentage(alone):
-    for record in results.read_metrics(alone / "1" / "metrics.jsonl"):
-        assert 0 <= record["early_agreement"] <= 100
+def test_seeds_at_once_with_generative_replay_take_the_steps_of_each_alone(x64):
+    config, spec = tiny_config("lra-gr", **{"meta.variant": "first_order"}), SPECS["digits"]
+    arguments = (config, spec.image_shape, spec.num_classes, Devices.first())
+    one, both = create_algorithm(*arguments), create_algorithm(*arguments, seeds=2)
+    images = jnp.zeros((2, *spec.image_shape))
+    variables = jax.jit(lambda key: one.models.teacher.init(key, images, train=False))(
+        jax.random.key(99)
+    )
+    variables = cast(variables, jnp.float64)
+    states = [cast(one.init(seed), jnp.float64) for seed in (1, 2)]
+    together, metrics = both.epoch(stack(states), variables)
+    for i, (state, found) in enumerate(zip(states, unstack(together, 2), strict=True)):
+        expected, own = one.epoch(state, variables)
+        assert error(expected, found) < 1e-10
+        assert error(own, {name: value[i] for name, value in metrics.items()}) < 1e-10
+    assert int(expected.replay.observations) == 6
+
+
+@pytest.mark.slow
+def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(alone):
+    config, spec = tiny_config(), SPECS["digits"]
+    algorithm = create_algorithm(config, spec.image_shape, spec.num_classes, Devices.first())
+    teacher_model, student_model = algorithm.models.teacher, algorithm.models.student
+    variables = teacher.load_teacher(alone / "1" / "teacher", teacher_model, spec.image_shape)
+    manager = checkpoint.open_checkpoints(alone / "1" / "checkpoints")
+    fresh = algorithm.init(1)
+    saved = [checkpoint.restore_latest(manager, fresh, pytest.fail, newest=n) for n in (3, 2)]
+    (last, history), (before, _) = saved
+    assert len(history) == 3 and same_bits(last.early, before.early)
+    for state, record in ((last, history[2]), (before, history[1])):
+        own = {"params": state.student.params, "batch_stats": state.student.batch_stats}
+        answers, _ = student_model.apply(own, state.early.images, train=False)
+        wanted, _ = teacher_model.apply(variables, state.early.images, train=False)
+        same = np.argmax(np.asarray(answers), -1) == np.argmax(np.asarray(wanted), -1)
+        assert record["early_agreement"] == pytest.approx(100 * np.mean(same))
+        np.testing.assert_allclose(state.early.logits, wanted, rtol=1e-3, atol=1e-4)
+
+    first, _ = algorithm.epoch(fresh, variables)
+    made = algorithm.steps.images(first, stream(first.key, "early"))
+    np.testing.assert_allclose(last.early.images, made, rtol=1e-3, atol=1e-4)
+    others = algorithm.steps.images(last, stream(first.key, "early"))
+    assert np.abs(others - made).max() > 0.01
 
 
 @pytest.mark.slow
