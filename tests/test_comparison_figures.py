@@ -1,7 +1,14 @@
+"""The figures of a comparison, and the page that holds them."""
+
+import base64
+from html.parser import HTMLParser
+
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
-from dfkd_jax import comparison_figures, run_folders
+from dfkd_jax import comparison_figures, report, run_folders
 from tests.fabricated import fabricate
 
 
@@ -11,6 +18,36 @@ def runs(tmp_path):
         fabricate(tmp_path, "mb-dfkd", seed, [10.0, 19.0 + seed])
     fabricate(tmp_path, "lra-mb", 1, [10.0, 21.0])
     return tmp_path
+
+
+def test_the_page_needs_nothing_but_itself(runs):
+    report.write([runs])
+    page = (runs / "report.html").read_text()
+    sources, others = [], []
+
+    class Attributes(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            sources.extend(v for k, v in attributes if k == "src")
+            others.extend((tag, k) for k, _ in attributes if k in ("href", "srcset", "data"))
+
+    Attributes().feed(page)
+    prefix = "data:image/png;base64,"
+    assert all(source.startswith(prefix) for source in sources) and not others
+    inside = [base64.b64decode(source.removeprefix(prefix)) for source in sources]
+    assert inside == [(runs / name).read_bytes() for name in report.FIGURES]
+    without_images = page.replace("base64,", "")
+    assert "http" not in without_images.split("<body>")[0] and "url(" not in page
+    for words in ("lra-mb_exact", "Acc_max", "Paired differences to mb-dfkd", "paired difference"):
+        assert words in page
+
+
+def test_every_figure_is_a_picture(runs):
+    report.write([runs])
+    for name in report.FIGURES:
+        with Image.open(runs / name) as image:
+            assert np.asarray(image.convert("L")).std() > 0
+        pdf = (runs / name).with_suffix(".pdf").read_bytes()
+        assert pdf.startswith(b"%PDF") and b"CreationDate" not in pdf
 
 
 @pytest.fixture

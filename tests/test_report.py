@@ -1,16 +1,19 @@
-import base64
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dfkd_jax import report, results, run_folders
 from dfkd_jax.config import UserError
 from dfkd_jax.outputs import method_names
 from tests.conftest import tiny_config
 from tests.fabricated import MIB, fabricate, read_csv, rows
+
+
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch):
+    """Drawing them takes most of the time; test_comparison_figures.py looks at them."""
+    monkeypatch.setattr(report, "FIGURES", {})
 
 
 @pytest.fixture
@@ -151,36 +154,6 @@ def test_the_csv_files_hold_runs_and_labels(runs):
     assert float(other["final_accuracy_pairs"]) == 3
     half_width = float(other["final_accuracy_difference_half_width"])
     assert half_width == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
-
-
-def test_the_page_needs_nothing_but_itself(runs):
-    report.write([runs])
-    page = (runs / "report.html").read_text()
-    sources, others = [], []
-
-    class Attributes(HTMLParser):
-        def handle_starttag(self, tag, attributes):
-            sources.extend(v for k, v in attributes if k == "src")
-            others.extend((tag, k) for k, _ in attributes if k in ("href", "srcset", "data"))
-
-    Attributes().feed(page)
-    prefix = "data:image/png;base64,"
-    assert all(source.startswith(prefix) for source in sources) and not others
-    inside = [base64.b64decode(source.removeprefix(prefix)) for source in sources]
-    assert inside == [(runs / name).read_bytes() for name in report.FIGURES]
-    without_images = page.replace("base64,", "")
-    assert "http" not in without_images.split("<body>")[0] and "url(" not in page
-    for words in ("lra-mb_exact", "Acc_max", "Paired differences to mb-dfkd", "paired difference"):
-        assert words in page
-
-
-def test_every_figure_is_a_picture(runs):
-    report.write([runs])
-    for name in report.FIGURES:
-        with Image.open(runs / name) as image:
-            assert np.asarray(image.convert("L")).std() > 0
-        pdf = (runs / name).with_suffix(".pdf").read_bytes()
-        assert pdf.startswith(b"%PDF") and b"CreationDate" not in pdf
 
 
 def test_labels_name_method_gradient_and_objective():
