@@ -57,6 +57,6 @@ def prepare_tfds(root, name, version, splits, image_shape, num_classes=10):
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
-def random_split(n, shape, seed):
+def random_split(n, shape, seed, num_classes=10):
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (n, *shape), np.uint8), rng.integers(0, 10, n)
+    return rng.integers(0, 256, (n, *shape), np.uint8), rng.integers(0, num_classes, n)

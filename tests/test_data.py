@@ -116,6 +116,34 @@ def test_a_prepared_data_set_is_read_and_padded(mnist):
         assert images.sum(dtype=int) == splits[split][0].sum(dtype=int)
 
 
+@pytest.mark.parametrize("name", [name for name, facts in SPECS.items() if facts.tfds_name])
+def test_every_data_set_of_tensorflow_datasets_is_read(name, tmp_path):
+    facts = SPECS[name]
+    height, width, channels = facts.image_shape
+    shape = (height - 2 * facts.pad, width - 2 * facts.pad, channels)
+    splits = {
+        split: random_split(5, shape, seed, facts.num_classes)
+        for seed, split in enumerate(("train", "test"))
+    }
+    splits["train"][1][:2] = (facts.num_classes - 1, 0)
+    prepare_tfds(tmp_path, facts.tfds_name, "3.0.2", splits, shape, facts.num_classes)
+    for split, (images, labels) in splits.items():
+        found = data.load(facts, split, tmp_path)
+        assert found.images.shape == (5, *facts.image_shape)
+        inner = slice(facts.pad, height - facts.pad)
+        np.testing.assert_array_equal(found.images[:, inner, inner], images)
+        np.testing.assert_array_equal(found.labels, labels)
+
+
+def test_a_label_that_the_data_set_has_not_is_refused(tmp_path):
+    shape = SPECS["cifar10"].image_shape
+    images, labels = random_split(2, shape, 0)
+    wrong = {"train": (images, labels), "test": (images, np.array([3, 10]))}
+    prepare_tfds(tmp_path, "cifar10", "3.0.2", wrong, shape, 11)
+    with pytest.raises(ValueError, match="image 1 of cifar10"):
+        data.load(SPECS["cifar10"], "test", tmp_path)
+
+
 def test_the_newest_whole_version_is_read(mnist):
     root, _ = mnist
     shape = (28, 28, 1)
