@@ -70,8 +70,8 @@ def refuse(spec, split):
     raise AssertionError("a run without data has loaded some")
 
 
-@pytest.fixture(scope="module", params=["lra-mb", "lra-gr"])
-def watched(request, given, tmp_path_factory):
+@pytest.fixture(scope="module")
+def watched(given, tmp_path_factory):
     """The same run with one test split, with another, and without any data."""
     folder, split = given
     other = data.Split(255 - split.images[::-1], (split.labels + 1) % 10)
@@ -79,8 +79,7 @@ def watched(request, given, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
 
     def watch(name, load, **more):
-        config = tiny_config(request.param, **fields, **more)
-        return Watched(config, root / name, load)
+        return Watched(tiny_config(**fields, **more), root / name, load)
 
     return {
         "one": watch("one", lambda spec, name: split),
