@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load
 
-from dfkd_jax import checkpoint, export, results, teacher
+from dfkd_jax import checkpoint, convolution, export, results, teacher
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError, to_dict
 from dfkd_jax.data_table import SPECS
@@ -187,7 +187,8 @@ networks = pytest.mark.parametrize(
 def prepared(model):
     """(student, three images, their logits)."""
     student, x = random_student(model, NETWORKS[model]), images(NETWORKS[model])
-    return student, x, expected(student, x)
+    with convolution.plain():  # others take a minute to compile, and test_layers compares them
+        return student, x, expected(student, x)
 
 
 @networks
