@@ -8,12 +8,14 @@ from jax import lax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from configs import digits
 from dfkd_jax import checkpoint, config, data, devices, results, steps, train
 from dfkd_jax.algorithm import create_algorithm
 from dfkd_jax.data_table import SPECS
 from dfkd_jax.devices import AXIS, Devices
 from dfkd_jax.evaluate import create_accuracy
 from dfkd_jax.meta import meta_gradient
+from dfkd_jax.state import layout_of
 from tests.conftest import cast, same_bits, tiny_config
 
 SPEC = SPECS["digits"]
@@ -26,11 +28,17 @@ def on(count, mapping="pmap"):
 
 def start(config, some):
     """The algorithm on these devices, its first state and a teacher, in float64."""
-    algorithm = create_algorithm(config, SPEC.image_shape, SPEC.num_classes, some)
-    state = cast(algorithm.init(1), jnp.float64)
+    arguments = (config, SPEC.image_shape, SPEC.num_classes)
+    algorithm = create_algorithm(*arguments, some)
+    if jax.process_count() > 1:
+        state = cast(algorithm.init(1), jnp.float64)
+    else:  # drawing it takes long to compile, and this way only once, not per number of devices
+        state = cast(create_algorithm(*arguments, on(1)).init(1), jnp.float64)
+        layout = layout_of(algorithm.replay and algorithm.replay.layout)
+        state = jax.device_put(state, some.shardings(layout))
     images = jnp.zeros((2, *SPEC.image_shape))
-    teacher = algorithm.models.teacher.init(jax.random.key(99), images, train=False)
-    teacher = jax.tree.map(np.asarray, cast(teacher, jnp.float64))
+    init = jax.jit(lambda key: algorithm.models.teacher.init(key, images, train=False))
+    teacher = jax.tree.map(np.asarray, cast(init(jax.random.key(99)), jnp.float64))
     return algorithm, state, some.put(teacher)
 
 
@@ -181,23 +189,30 @@ def test_a_checkpoint_of_8_devices_goes_on_on_2_and_on_1(x64, tmp_path, method):
 
 
 @pytest.mark.slow
-def test_a_run_on_8_devices_learns_what_it_learns_on_1(tmp_path):
-    """In float32 and over many steps, driven one by one; also that they do not block each other."""
-    fields = {**FIELDS, "iterations_per_epoch": 2, "student.steps": 10, "teacher.batch_size": 64}
+def test_the_digits_run_on_8_devices_is_that_on_1(tmp_path):
+    """configs/digits.py with 400 of its student steps, in float32, in which rounding grows.
+
+    A guard against wrong mathematics over many steps (the float64 tests are the exact ones) and
+    against devices that block each other. With seeds 1, 2 and 3 the losses differed by 0.2 % (of
+    the student) and 0.04 % (of the generator) in the first epoch and by 1 % in the second, the
+    accuracies by 1.5 points: the bounds are two to five times that. The student's losses of two
+    seeds differ by 4 %.
+    """
     histories = []
     for count in (1, 8):
-        tiny = tiny_config(**fields, **{"parallel.devices": count})
+        config = digits.get_config()
+        config.update(epochs=2)
+        config.teacher.epochs = 5
+        config.parallel.devices = count
         if count > 1:
-            tiny.teacher.checkpoint = str(tmp_path / "1" / "teacher")
-        train.run(tiny, tmp_path / str(count), Console(quiet=True))
+            config.teacher.checkpoint = str(tmp_path / "1" / "teacher")
+        train.run(config, tmp_path / str(count), Console(quiet=True))
         histories.append(results.read_metrics(tmp_path / str(count) / "metrics.jsonl"))
-    # Rounding grows from step to step, differently on each kind of processor: a guard against
-    # wrong mathematics (the float64 tests above are the exact ones), not a bound on rounding.
-    (first, *_, last), (other_first, *_, other_last) = histories
-    for key in ("acquisition_loss", "generator_loss"):
-        np.testing.assert_allclose(first[key], other_first[key], rtol=0.03, err_msg=key)
-        np.testing.assert_allclose(last[key], other_last[key], rtol=0.3, err_msg=key)
-    assert abs(first["student_accuracy"] - other_first["student_accuracy"]) < 5.0
+    (first, last), (other_first, other_last) = histories
+    for x, y, bounds in ((first, other_first, (0.01, 0.002)), (last, other_last, (0.025, 0.01))):
+        for key, bound in zip(("acquisition_loss", "generator_loss"), bounds, strict=True):
+            np.testing.assert_allclose(x[key], y[key], rtol=bound, err_msg=key)
+        assert abs(x["student_accuracy"] - y["student_accuracy"]) < 3.0
 
 
 def test_evaluation_is_the_same_on_any_devices(monkeypatch):
