@@ -97,7 +97,9 @@ def assert_close(a, b):
     for x, y in zip(a, b, strict=True):
         for key, value in x.items():
             percent = key.endswith(("accuracy", "agreement"))
-            assert y[key] == pytest.approx(value, rel=1e-2, abs=2.0 if percent else 1e-3), key
+            # A cosine near 0 has the rounding of one near 1.
+            bound = 2.0 if percent else 1e-2 if key == "gradient_alignment" else 1e-3
+            assert y[key] == pytest.approx(value, rel=1e-2, abs=bound), key
 
 
 def assert_goes_on(environment, workdir, count, done):
