@@ -13,13 +13,12 @@ from dfkd_jax.algorithm import create_algorithm
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import SPECS
-from dfkd_jax.devices import Devices
 from dfkd_jax.evaluate import create_accuracy
 from dfkd_jax.resume import stack, unstack
 from dfkd_jax.state import stream
 from dfkd_jax.train import run, run_seeds
 from tests.conftest import cast, same_bits, tiny_config
-from tests.test_devices import error
+from tests.test_devices import FIELDS, SPEC, error, on, start
 
 QUIET = Console(quiet=True)
 
@@ -67,15 +66,10 @@ def test_seeds_trained_at_once_give_the_curves_of_each_alone(alone, tmp_path):
 
 @pytest.mark.slow
 def test_seeds_at_once_with_generative_replay_take_the_steps_of_each_alone(x64):
-    config, spec = tiny_config("lra-gr", **{"meta.variant": "first_order"}), SPECS["digits"]
-    arguments = (config, spec.image_shape, spec.num_classes, Devices.first())
-    one, both = create_algorithm(*arguments), create_algorithm(*arguments, seeds=2)
-    images = jnp.zeros((2, *spec.image_shape))
-    variables = jax.jit(lambda key: one.models.teacher.init(key, images, train=False))(
-        jax.random.key(99)
-    )
-    variables = cast(variables, jnp.float64)
-    states = [cast(one.init(seed), jnp.float64) for seed in (1, 2)]
+    config = tiny_config("lra-gr", **FIELDS, **{"meta.variant": "first_order"})
+    one, state, variables = start(config, on(1))
+    states = [state, cast(one.init(2), jnp.float64)]
+    both = create_algorithm(config, SPEC.image_shape, SPEC.num_classes, on(1), seeds=2)
     together, metrics = both.epoch(stack(states), variables)
     for i, (state, found) in enumerate(zip(states, unstack(together, 2), strict=True)):
         expected, own = one.epoch(state, variables)
@@ -86,10 +80,9 @@ def test_seeds_at_once_with_generative_replay_take_the_steps_of_each_alone(x64):
 
 @pytest.mark.slow
 def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(alone):
-    config, spec = tiny_config(), SPECS["digits"]
-    algorithm = create_algorithm(config, spec.image_shape, spec.num_classes, Devices.first())
+    algorithm = create_algorithm(tiny_config(), SPEC.image_shape, SPEC.num_classes, on(1))
     teacher_model, student_model = algorithm.models.teacher, algorithm.models.student
-    variables = teacher.load_teacher(alone / "1" / "teacher", teacher_model, spec.image_shape)
+    variables = teacher.load_teacher(alone / "1" / "teacher", teacher_model, SPEC.image_shape)
     manager = checkpoint.open_checkpoints(alone / "1" / "checkpoints")
     fresh = algorithm.init(1)
     saved = [checkpoint.restore_latest(manager, fresh, pytest.fail, newest=n) for n in (3, 2)]
