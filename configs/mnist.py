@@ -27,7 +27,7 @@ def get_config(method: str = "lra-mb"):
 
     config.generator.latent_dim = 100
     config.generator.channels = (32, 16)
-    config.generator.learning_rate = 0.001
+    config.generator.learning_rate = 0.003
     config.loss.adversarial_form = "l1"
 
     config.meta.inner_lr = 0.01  # with 0.1 L_acq grows without bound here
