@@ -1,7 +1,7 @@
 """Convolution, written in the way that is fast on the backend.
 
-GPUs and TPUs get XLA's own. On a CPU that is slow in loops and in derivatives; there the same sum
-is written as a matrix product wherever it pays. All forms agree up to rounding.
+GPUs and TPUs get XLA's own. On a CPU its derivatives are slow, in loops above all; there the same
+sum is written as a matrix product wherever it pays. All forms agree up to rounding.
 
 Images are (B, H, W, C) and kernels (kh, kw, C_in, C_out) throughout. Every function keeps the dtype
 of its input and can be differentiated any number of times.
@@ -25,8 +25,7 @@ Padding = str | Sequence[tuple[int, int]]
 _NHWC_HWIO = ("NHWC", "HWIO", "NHWC")
 
 # From so many channels on the products saved outweigh the additions.
-_WINOGRAD_CHANNELS = 32
-
+_WINOGRAD_CHANNELS = 64
 
 _plain = ContextVar("plain convolutions", default=False)
 
@@ -128,6 +127,48 @@ def rows_convolution(
     return result.reshape(batch, -1, columns, out_channels)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
+def _patches_in_derivatives(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: tuple[int, ...],
+    padding: Padding,
+    precision: lax.PrecisionLike,
+    preferred_element_type: DTypeLike | None,
+) -> jax.Array:
+    """`patches_convolution` whose own value is XLA's, which copies no patches."""
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        dimension_numbers=_NHWC_HWIO,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+
+
+@_patches_in_derivatives.defjvp
+def _patches_in_derivatives_jvp(
+    window_strides: tuple[int, ...],
+    padding: Padding,
+    precision: lax.PrecisionLike,
+    preferred_element_type: DTypeLike | None,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    options = (window_strides, padding, precision, preferred_element_type)
+    by_patches = functools.partial(
+        patches_convolution,
+        window_strides=window_strides,
+        padding=padding,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    _, tangent = jax.jvp(by_patches, primals, tangents)
+    return _patches_in_derivatives(*primals, *options), tangent
+
+
 def _padded(
     lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Padding
 ) -> jax.Array:
@@ -151,22 +192,18 @@ def _rows_pay(image_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
 
 
 def _patches_pay(image_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
-    """Whether the product over patches is a good choice on a CPU for these shapes.
+    """Whether derivatives of the product over patches are a good choice on a CPU.
 
-    XLA's CPU convolution is ten times and more slower inside `lax.scan` and `lax.cond` and slow in
-    second derivatives, but patches take kh·kw times the memory of the image. They pay where the
-    image is small, where a patch is short (few channels), and where both channel counts are so
-    large that the product dominates.
+    Those of XLA's convolution are slow where kernel or channels are few, and with `lax.scan` or
+    `lax.cond` around them fifty times and more slower still. But patches take kh·kw times the
+    memory of the image. They pay where the image is small, where a patch is short (few channels),
+    and where both channel counts are so large that the product dominates.
     """
     _, height, width, _ = image_shape
     kernel_height, kernel_width, in_channels, out_channels = kernel_shape
-    taps = kernel_height * kernel_width
-    return (
-        taps == 1
-        or height * width <= 16 * 16
-        or taps * in_channels <= 32
-        or min(in_channels, out_channels) >= 64
-    )
+    taps, channels = kernel_height * kernel_width, min(in_channels, out_channels)
+    small = 8 * 8 if taps >= 9 and channels >= 16 else 16 * 16
+    return taps == 1 or height * width <= small or taps * in_channels <= 32 or channels >= 64
 
 
 def on_cpu() -> bool:
@@ -191,9 +228,9 @@ def convolution(
 
     Nothing else asks `on_cpu`, and this once, while tracing: GPUs and TPUs always get XLA's
     convolution, and so does everybody inside of `plain`. A CPU gets `winograd_convolution` for
-    many channels, else `patches_convolution` for the shapes of `_patches_pay`, or
-    `rows_convolution` if they are those of `_rows_pay` too. Dilation, groups and layouts other
-    than NHWC × HWIO always go to XLA.
+    many channels. For the shapes of `_patches_pay` it gets `rows_convolution` if they are those of
+    `_rows_pay` too, else XLA's with the derivatives of `patches_convolution`. Dilation, groups and
+    layouts other than NHWC × HWIO always go to XLA.
     """
     simple = (
         lhs.ndim == 4
@@ -209,8 +246,14 @@ def convolution(
         ):
             return winograd.winograd_convolution(lhs, rhs, precision, preferred_element_type)
         if _patches_pay(*shapes):
-            product = rows_convolution if _rows_pay(*shapes) else patches_convolution
-            return product(lhs, rhs, window_strides, padding, precision, preferred_element_type)
+            options = (precision, preferred_element_type)
+            if _rows_pay(*shapes):
+                return rows_convolution(lhs, rhs, window_strides, padding, *options)
+            if rhs.shape[:2] == (1, 1):
+                return patches_convolution(lhs, rhs, window_strides, padding, *options)
+            if not isinstance(padding, str):
+                padding = tuple(map(tuple, padding))
+            return _patches_in_derivatives(lhs, rhs, tuple(window_strides), padding, *options)
     return lax.conv_general_dilated(
         lhs,
         rhs,

@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
+from jax.interpreters import partial_eval as pe
 
 from dfkd_jax import convolution, layers, winograd
 
@@ -43,9 +46,17 @@ def xla(image, kernel, strides, padding):
 
 
 def uses_xla(*args, **kwargs):
-    return "conv_general_dilated" in str(
-        jax.make_jaxpr(lambda x, k: convolution.convolution(x, k, *args[2:], **kwargs))(*args[:2])
-    )
+    """In derivatives: whether one of a linear function of the images is again a convolution."""
+
+    def change(image, kernel, direction):
+        return jax.jvp(
+            lambda x: convolution.convolution(x, kernel, *args[2:], **kwargs),
+            (image,),
+            (direction,),
+        )[1]
+
+    jaxpr = jax.make_jaxpr(change)(*args[:2], args[0])
+    return "conv_general_dilated" in str(pe.dce_jaxpr(jaxpr.jaxpr, [True])[0])
 
 
 @pytest.mark.parametrize("image_shape, kernel_shape, strides, padding", CASES)
@@ -73,14 +84,15 @@ def test_matrix_products_equal_xla_up_to_second_derivatives(
                 jax.grad(slope)(point),
             )
 
-        patches, rows, theirs = jax.jit(
+        patches, rows, chosen, theirs = jax.jit(
             lambda: (
                 derivatives(convolution.patches_convolution),
                 derivatives(convolution.rows_convolution),
+                derivatives(functools.partial(convolution.convolution, dimension_numbers=NHWC)),
                 derivatives(xla),
             )
         )()
-        for ours in (patches, rows):
+        for ours in (patches, rows, chosen):
             for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
                 assert a.dtype == jnp.float64
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
@@ -206,12 +218,14 @@ def test_one_by_one_convolution_is_one_matrix_product():
 
 
 def test_backend_and_shape_choose_the_convolution(monkeypatch):
-    small, large = jnp.ones((1, 8, 8, 16)), jnp.ones((1, 32, 32, 16))
-    kernel = jnp.ones((3, 3, 16, 16))
+    small, large = jnp.ones((1, 8, 8, 32)), jnp.ones((1, 32, 32, 32))
+    kernel = jnp.ones((3, 3, 32, 32))
     call = dict(dimension_numbers=NHWC)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert not uses_xla(small, kernel, (1, 1), "SAME", **call)
     assert uses_xla(large, kernel, (1, 1), "SAME", **call)
+    value = jax.make_jaxpr(lambda x, k: convolution.convolution(x, k, (1, 1), "SAME", **call))
+    assert "dot_general" not in str(value(small, kernel))  # the value alone is XLA's everywhere
     for backend in ("gpu", "tpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert uses_xla(small, kernel, (1, 1), "SAME", **call)
