@@ -195,8 +195,8 @@ def test_the_digits_run_on_8_devices_is_that_on_1(tmp_path):
     A guard against wrong mathematics over many steps (the float64 tests are the exact ones) and
     against devices that block each other. With seeds 1, 2 and 3 the losses differed by 0.2 % (of
     the student) and 0.04 % (of the generator) in the first epoch and by 1 % in the second, the
-    accuracies by 1.5 points: the bounds are two to five times that. The student's losses of two
-    seeds differ by 4 %.
+    accuracies by 1.5 points, on another processor by 3.2: the bounds are two to five times that.
+    The student's losses of two seeds differ by 4 %.
     """
     histories = []
     for count in (1, 8):
@@ -212,7 +212,7 @@ def test_the_digits_run_on_8_devices_is_that_on_1(tmp_path):
     for x, y, bounds in ((first, other_first, (0.01, 0.002)), (last, other_last, (0.025, 0.01))):
         for key, bound in zip(("acquisition_loss", "generator_loss"), bounds, strict=True):
             np.testing.assert_allclose(x[key], y[key], rtol=bound, err_msg=key)
-        assert abs(x["student_accuracy"] - y["student_accuracy"]) < 3.0
+        assert abs(x["student_accuracy"] - y["student_accuracy"]) < 6.0
 
 
 def test_evaluation_is_the_same_on_any_devices(monkeypatch):
