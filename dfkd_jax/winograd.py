@@ -11,6 +11,7 @@ are of the same kind and as cheap.
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.1.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -20,6 +21,10 @@ from jax.typing import DTypeLike
 
 _IMAGE = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # Bᵀ
 _RESULT = ((1, 1, 1, 0), (0, 1, -1, -1))  # Aᵀ
+
+# Tiles take four times the memory of the image. Where they are more than twice this many bytes, a
+# few images at a time keep them in the processor's cache.
+_BLOCK_BYTES = 10 * 2**20
 
 
 def fits(
@@ -56,6 +61,34 @@ def winograd_convolution(
       precision: as in `lax.dot`.
       preferred_element_type: accumulation dtype, as in `lax.dot`.
     """
+    convolve = functools.partial(
+        _convolve, precision=precision, preferred_element_type=preferred_element_type
+    )
+    blocks = _blocks(lhs.shape, rhs.shape[3], lhs.dtype.itemsize)
+    if blocks == 1:
+        return convolve(lhs, rhs)
+    # Derivatives make a block's tiles again, which is cheaper than to store and to load them.
+    convolve = jax.checkpoint(convolve)
+    images = lhs.reshape(blocks, -1, *lhs.shape[1:])
+    return lax.map(lambda block: convolve(block, rhs), images).reshape(*lhs.shape[:3], -1)
+
+
+def _blocks(image_shape: Sequence[int], out_channels: int, itemsize: int) -> int:
+    """Into how many blocks of equally many images a batch is split."""
+    batch, height, width, in_channels = image_shape
+    size = 4 * batch * height * width * max(in_channels, out_channels) * itemsize
+    if size <= 2 * _BLOCK_BYTES:
+        return 1
+    divisors = (n for n in range(1, batch) if batch % n == 0)
+    return next((n for n in divisors if size <= n * _BLOCK_BYTES), batch)
+
+
+def _convolve(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    precision: lax.PrecisionLike,
+    preferred_element_type: DTypeLike | None,
+) -> jax.Array:
     batch, height, width, in_channels = lhs.shape
     image = jnp.pad(lhs, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = _combine(_IMAGE, [image[:, row : row + height - 1 : 2] for row in range(4)])

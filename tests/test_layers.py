@@ -98,17 +98,30 @@ def test_matrix_products_equal_xla_up_to_second_derivatives(
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_winograd_equals_xla_up_to_second_derivatives():
+@pytest.mark.parametrize("block_bytes, blocks", [(2**20, 1), (5_000, 3), (1, 6)])
+def test_winograd_equals_xla_up_to_second_derivatives(block_bytes, blocks, monkeypatch):
+    image_shape = (6, 4, 6, 3)
+    monkeypatch.setattr(winograd, "_BLOCK_BYTES", block_bytes)
+    assert winograd._blocks(image_shape, 2, 8) == blocks
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         point, direction = (
-            (jnp.asarray(rng.normal(size=(2, 4, 6, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, 2))))
+            (jnp.asarray(rng.normal(size=image_shape)), jnp.asarray(rng.normal(size=(3, 3, 3, 2))))
             for _ in range(2)
         )
 
         def derivatives(conv):
             gradient = jax.grad(lambda pair: jnp.sum(jnp.sin(conv(*pair))))
-            return conv(*point), jax.jvp(gradient, (point,), (direction,))
+
+            def slope(pair):
+                products = jax.tree.map(jnp.vdot, gradient(pair), direction)
+                return sum(jax.tree.leaves(products))
+
+            return (
+                conv(*point),
+                jax.jvp(gradient, (point,), (direction,)),
+                jax.grad(slope)(point),
+            )
 
         ours, theirs = jax.jit(
             lambda: (
