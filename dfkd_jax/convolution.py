@@ -194,9 +194,9 @@ def _rows_pay(image_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
 def _patches_pay(image_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
     """Whether derivatives of the product over patches are a good choice on a CPU.
 
-    Those of XLA's convolution are slow where kernel or channels are few, and with `lax.scan` or
-    `lax.cond` around them fifty times and more slower still. But patches take kh·kw times the
-    memory of the image. They pay where the image is small, where a patch is short (few channels),
+    Those of XLA's convolution are slow for few channels and small kernels, and inside `lax.scan`
+    and `lax.cond` fifty times and more slower still. But patches take kh·kw times the memory of
+    the image. They pay where the image is small, where a patch is short (few channels),
     and where both channel counts are so large that the product dominates.
     """
     _, height, width, _ = image_shape
