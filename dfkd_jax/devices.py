@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from dfkd_jax import replay
@@ -50,9 +50,9 @@ class Devices(NamedTuple):
         return AXIS if self.count > 1 else None
 
     def shardings(self, layout: Layout) -> Any:
-        """The layout as shardings of whole arrays; None, which means anywhere, on one device."""
+        """The layout as shardings of whole arrays."""
         if self.count == 1:
-            return None
+            return SingleDeviceSharding(self.mesh.devices.flat[0])
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), _specs(layout))
 
     def put(self, tree: Any, layout: Layout = WHOLE) -> Any:

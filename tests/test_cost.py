@@ -3,10 +3,14 @@
 import logging
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from dfkd_jax import growth
+from dfkd_jax import data_specs, growth
+from dfkd_jax.algorithm import create_algorithm
+from dfkd_jax.devices import Devices
 from dfkd_jax.measure import cost
+from dfkd_jax.teacher import load_teacher, save_teacher
 from tests.conftest import build, epoch_of, tiny_config
 
 
@@ -52,6 +56,23 @@ def test_an_epoch_compiles_once_and_transfers_nothing(caplog):
     # The start of an epoch, generator, student and observe step, and the metrics.
     assert len(first) == 5, first
     assert later == []
+
+
+def test_a_run_compiles_each_of_its_steps_once(tmp_path, caplog):
+    """The state of the first step is fresh and the teacher read from a file, as in a run."""
+    config = tiny_config(loop="step")
+    devices, spec = Devices.first(), data_specs.spec(config)
+    algorithm = create_algorithm(config, spec.image_shape, spec.num_classes, devices)
+    network = algorithm.models.teacher
+    images = jnp.zeros((2, *spec.image_shape))
+    save_teacher(tmp_path, network.init(jax.random.key(0), images, train=False), {})
+    variables = load_teacher(tmp_path, network, spec.image_shape, devices)
+    state = algorithm.init(config.seed)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        algorithm.epoch(state, variables)
+    compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+    for step in ("generator_step", "student_step", "observe_step"):
+        assert sum(step in message for message in compiled) == 1, compiled
 
 
 def test_what_growth_does_to_the_cost():
