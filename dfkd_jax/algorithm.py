@@ -5,12 +5,14 @@ measured between epochs) is the same steps on whole arrays.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
 from dfkd_jax.agreement import Agreement, create_agreement
+from dfkd_jax.compilation import rarely_run
 from dfkd_jax.config import UserError
 from dfkd_jax.devices import WHOLE, Devices, mapped
 from dfkd_jax.epoch import Epoch, create_epoch
@@ -68,7 +70,8 @@ def create_algorithm(
             raise UserError(f"config.student.model: {error}") from error
     else:
         per_device = steps if seeds == 1 else over_seeds(steps)
-    init = jax.jit(lambda seed: steps.init(jax.random.key(seed)), out_shardings=shardings)
+    jit = partial(jax.jit, compiler_options=rarely_run())
+    init = jit(lambda seed: steps.init(jax.random.key(seed)), out_shardings=shardings)
     keep_early = steps.keep_early if seeds == 1 else over_seeds(steps).keep_early
     return Algorithm(
         models,
@@ -76,8 +79,8 @@ def create_algorithm(
         steps,
         init,
         create_epoch(config, per_device, mapped(devices, layout)),
-        jax.jit(keep_early, donate_argnums=0, out_shardings=shardings),
-        jax.jit(
+        jit(keep_early, donate_argnums=0, out_shardings=shardings),
+        jit(
             create_agreement(config, models, replay, steps),
             out_shardings=devices.shardings(WHOLE),
         ),

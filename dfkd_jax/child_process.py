@@ -19,8 +19,9 @@ import ml_collections
 from dfkd_jax import data, data_specs, teacher, train
 from dfkd_jax import devices as devices_lib
 from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
-from dfkd_jax.compilation_cache import keep_compiled_programs
+from dfkd_jax.compilation import keep_compiled_programs
 from dfkd_jax.config import UserError
+from dfkd_jax.evaluate import create_accuracy
 from dfkd_jax.host_memory import keep_freed_memory
 from dfkd_jax.models import create_models
 from dfkd_jax.progress import default_console
@@ -49,7 +50,8 @@ def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> Non
     devices = devices_lib.choose(config)
     with stop_requests() as stop_requested:
         try:
-            arguments = (config, model, spec, load, load("test"), Path(workdir), default_console())
+            accuracy = create_accuracy(model, load("test"), spec, devices=devices)
+            arguments = (config, model, spec, load, accuracy, Path(workdir), default_console())
             teacher.obtain_teacher(*arguments, stop_requested, devices)
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -1,13 +1,10 @@
-"""Keep compiled programs between runs, so that the second start of a run does not compile again.
-
-JAX's own persistent cache, in `$XDG_CACHE_HOME/dfkd_jax/xla` (`~/.cache/dfkd_jax/xla`).
-`JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
-"""
+"""Less time for compiling: programs kept between runs, and rare ones compiled with less care."""
 
 import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,7 +12,11 @@ _SECONDS_WORTH_KEEPING = 0.2  # of compiling; faster ones are compiled again
 
 
 def keep_compiled_programs() -> Path | None:
-    """Turn the cache on; call it before anything compiles.
+    """Let a second start of a run not compile again; call it before anything compiles.
+
+    It is JAX's own persistent cache, in `$XDG_CACHE_HOME/dfkd_jax/xla` (`~/.cache/dfkd_jax/xla`).
+    `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` turns it
+    off.
 
     Returns:
       The folder, or None where the environment names another one.
@@ -30,6 +31,18 @@ def keep_compiled_programs() -> Path | None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS_WORTH_KEEPING)
     return folder
+
+
+def rarely_run() -> dict[str, Any] | None:
+    """`compiler_options` of `jax.jit` for a program that runs once or once an epoch.
+
+    On CPU LLVM then optimises less, in half the time; elsewhere, and where optimisation is turned
+    down anyway, None. Everything that uses them must do so on every device count and start, as
+    rounding may differ.
+    """
+    if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
+        return None
+    return {"xla_backend_optimization_level": 1}
 
 
 def _processor() -> str:

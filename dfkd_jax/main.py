@@ -10,7 +10,7 @@ from absl import app, flags, logging
 from dfkd_jax import command_line, processes
 from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
 from dfkd_jax.command_line import CONFIG, WORKDIR, fail
-from dfkd_jax.compilation_cache import keep_compiled_programs
+from dfkd_jax.compilation import keep_compiled_programs
 from dfkd_jax.config import UserError
 from dfkd_jax.host_memory import keep_freed_memory
 from dfkd_jax.processes import LostProcess

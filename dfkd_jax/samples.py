@@ -1,12 +1,14 @@
 """The figure of what the generator makes now and of what the memory holds."""
 
 import os
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dfkd_jax.algorithm import Algorithm
+from dfkd_jax.compilation import rarely_run
 from dfkd_jax.data import denormalize
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.figures import Panel, sample_grid
@@ -25,7 +27,8 @@ def panels(
 ) -> list[Panel]:
     """Images of the generator and, with replay, of the memory, with what the teacher sees."""
 
-    @jax.jit  # op by op there would be a hundred programs to compile
+    # Op by op there would be a hundred programs to compile.
+    @partial(jax.jit, compiler_options=rarely_run())
     def generated(state: DistillState, variables: Variables, key: jax.Array) -> Batch:
         images = algorithm.steps.images(state, key)[:SHOWN]
         return Batch(images, algorithm.models.teacher.apply(variables, images, train=False)[0])

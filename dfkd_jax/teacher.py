@@ -19,15 +19,17 @@ from flax import struct
 from rich.console import Console
 
 from dfkd_jax import checkpoint, processes, results
+from dfkd_jax.compilation import rarely_run
 from dfkd_jax.data import Split, normalize
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.devices import WHOLE, Devices
-from dfkd_jax.evaluate import Accuracy, create_accuracy
+from dfkd_jax.evaluate import Accuracy
 from dfkd_jax.progress import TEACHER_FIELDS, Progress
 from dfkd_jax.stop import Stopped
 
 CARD = "teacher.json"
 WEIGHTS = "weights"
+SAVE_SECONDS = 2  # shorter epochs share a checkpoint, which would take most of their time
 Variables = dict[str, Any]
 
 
@@ -182,7 +184,8 @@ def create_training(
         )
 
     compile = partial(jax.jit, out_shardings=devices.shardings(WHOLE))
-    shuffle = compile(shuffle, donate_argnums=0)
+    init = compile(init, compiler_options=rarely_run())
+    shuffle = compile(shuffle, donate_argnums=0, compiler_options=rarely_run())
     step = compile(step, donate_argnums=0)
 
     def epoch(state: TrainState) -> TrainState:
@@ -191,7 +194,7 @@ def create_training(
             state = step(state, *data)
         return state
 
-    return Training(compile(init), epoch, steps_per_epoch)
+    return Training(init, epoch, steps_per_epoch)
 
 
 def train_teacher(
@@ -219,6 +222,7 @@ def train_teacher(
     restored = checkpoint.restore_latest(manager, state, log)
     if restored is not None:
         state, history = restored
+    saved = -float("inf")  # the first epoch is saved in any case
     for epoch in range(len(history) + 1, config.epochs + 1):
         started = time.perf_counter()
         state = training.epoch(state)
@@ -230,9 +234,13 @@ def train_teacher(
             "seconds": time.perf_counter() - started,
         }
         history = [*history, record]
-        checkpoint.save(manager, epoch, state, history)
+        last = epoch == config.epochs
+        stop = not last and stop_requested()
+        if last or stop or processes.from_main(time.monotonic() - saved > SAVE_SECONDS):
+            checkpoint.save(manager, epoch, state, history)
+            saved = time.monotonic()
         report(record)
-        if epoch < config.epochs and stop_requested():
+        if stop:
             return None
     manager.close()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -248,7 +256,7 @@ def obtain_teacher(
     model: Any,
     spec: DatasetSpec,
     load: Callable[[str], Split],
-    test: Split,
+    accuracy: Accuracy,
     workdir: Path,
     console: Console,
     stop_requested: Callable[[], str | None],
@@ -275,7 +283,7 @@ def obtain_teacher(
                 model,
                 load("train"),
                 spec,
-                create_accuracy(model, test, spec, devices=devices),
+                accuracy,
                 directory,
                 devices,
                 report=progress.update,

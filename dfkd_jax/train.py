@@ -23,7 +23,7 @@ from dfkd_jax.algorithm import Algorithm, create_algorithm
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.devices import Devices
-from dfkd_jax.evaluate import create_accuracy
+from dfkd_jax.evaluate import Accuracy, create_accuracy
 from dfkd_jax.outputs import Outputs
 from dfkd_jax.progress import Progress, default_console, student_fields
 from dfkd_jax.resume import claim, resume, stack, unstack
@@ -103,12 +103,14 @@ def run_seeds(
         load = data.loader(config, spec)
         try:
             test = None if spec.name == "none" else load("test")
+            measure = partial(create_accuracy, split=test, spec=spec, devices=devices)
+            teacher_accuracy = measure(algorithm.models.teacher)
             variables = teacher.obtain_teacher(
                 config,
                 algorithm.models.teacher,
                 spec,
                 load,
-                test,
+                teacher_accuracy,
                 paths[0],
                 console,
                 stop_requested,
@@ -117,7 +119,16 @@ def run_seeds(
         except ValueError as error:
             raise UserError(str(error)) from error
         return _distil(
-            configs, algorithm, devices, spec, test, variables, paths, console, stop_requested
+            configs,
+            algorithm,
+            devices,
+            spec,
+            variables,
+            teacher_accuracy(variables),
+            measure(algorithm.models.student),
+            paths,
+            console,
+            stop_requested,
         )
 
 
@@ -139,16 +150,14 @@ def _distil(
     algorithm: Algorithm,
     devices: Devices,
     spec: DatasetSpec,
-    test: data.Split | None,
     teacher_variables: teacher.Variables,
+    teacher_accuracy: float | None,
+    student_accuracy: Accuracy,
     workdirs: list[Path],
     console: Console,
     stop_requested: Callable[[], str | None],
 ) -> list[dict[str, Any]]:
     config, count = configs[0], len(configs)
-    measure = partial(create_accuracy, split=test, spec=spec, devices=devices)
-    student_accuracy = measure(algorithm.models.student)
-    teacher_accuracy = measure(algorithm.models.teacher)(teacher_variables)
     states, runs = resume(configs, workdirs, algorithm.init, console)
     state, done = stack(states), len(runs[0].history)
     closing = contextlib.ExitStack()  # also when the run is stopped or diverges
@@ -163,9 +172,11 @@ def _distil(
 
     drawn = time.monotonic()
     student_steps = config.iterations_per_epoch * config.student.steps
-    fields = student_fields(test is not None)
+    fields = student_fields(teacher_accuracy is not None)
     kind = "validation" if config.dataset.validation_size else "test"
-    known = "no test data" if test is None else f"{kind} accuracy {teacher_accuracy:.2f} %"
+    known = (
+        "no test data" if teacher_accuracy is None else f"{kind} accuracy {teacher_accuracy:.2f} %"
+    )
     with closing, Progress(config.epochs, done, "student", fields, console) as progress:
         progress.log(
             f"Distilling {config.teacher.model} ({known}) into "

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from dfkd_jax import compilation_cache
+from dfkd_jax import compilation
 from tests.conftest import CHEAP_COMPILATION, TINY
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ def settings():
 def test_the_environment_names_the_folder(settings, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir
-    assert compilation_cache.keep_compiled_programs() is None
+    assert compilation.keep_compiled_programs() is None
     assert jax.config.jax_compilation_cache_dir == before
 
 
@@ -35,13 +35,13 @@ def test_the_default_folder_is_the_users_and_the_processors(settings, monkeypatc
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = compilation_cache.keep_compiled_programs()
+    folder = compilation.keep_compiled_programs()
     assert folder.parent == tmp_path / "dfkd_jax" / "xla"
     assert jax.config.jax_compilation_cache_dir == str(folder)
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.2
-    assert compilation_cache.keep_compiled_programs() == folder
+    assert compilation.keep_compiled_programs() == folder
     monkeypatch.setattr(Path, "read_text", lambda self: "flags\t: fpu sse another_instruction\n")
-    assert compilation_cache.keep_compiled_programs() != folder
+    assert compilation.keep_compiled_programs() != folder
 
 
 @pytest.mark.slow
