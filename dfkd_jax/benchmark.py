@@ -26,7 +26,7 @@ from dfkd_jax.command_line import CONFIG, WORKDIR, fail
 from dfkd_jax.config import UserError
 from dfkd_jax.gradients_flag import chosen_gradients
 from dfkd_jax.host_memory import keep_freed_memory
-from dfkd_jax.measure import CLOCKS, Program, product_rate
+from dfkd_jax.measure import CLOCKS, Program, epochs_and_steps, product_rate
 from dfkd_jax.meta import VARIANTS
 from dfkd_jax.peer import PEERS, SAME_VALUE, Peer, describe
 
@@ -40,6 +40,9 @@ CLOCK = flags.DEFINE_enum(
     "wall",
     list(CLOCKS),
     "Seconds by the clock, or of processor time (with --threads=1, on a machine that is busy).",
+)
+EPOCH = flags.DEFINE_boolean(
+    "epoch", False, "A whole epoch against its iterations one by one, of the first of --gradients."
 )
 GROWTH = flags.DEFINE_boolean(
     "growth", False, "How cost grows, of the first of --gradients, into --workdir."
@@ -150,6 +153,20 @@ def benchmark(
     return records, comparisons
 
 
+def epoch_over_steps(
+    config: ml_collections.ConfigDict, rounds: int, clock: Callable[[], float]
+) -> dict[str, Any]:
+    """What an epoch takes beyond its steps: medians in seconds and the quartiles of the ratio."""
+    program = Program(config.meta.variant, config, clock)
+    epochs, steps = epochs_and_steps(program, rounds)
+    return {
+        "variant": program.name,
+        "seconds_per_epoch": statistics.median(epochs),
+        "seconds_of_its_steps": statistics.median(steps),
+        "epoch_over_its_steps": list(Ratio.of(epochs, steps)),
+    }
+
+
 def table(records: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> Table:
     """The records for a reader."""
     shown = Table(box=None, header_style="bold")
@@ -192,6 +209,10 @@ def main(arguments: Sequence[str]) -> int | None:
         config = _checked(variants)
         if hasattr(os, "sched_setaffinity"):  # of both: the peer inherits it
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: THREADS.value])
+        if EPOCH.value:
+            config.meta.variant = variants[0]
+            _write([epoch_over_steps(config, ROUNDS.value, CLOCKS[CLOCK.value])], "epoch.jsonl")
+            return None
         if GROWTH.value:
             config.meta.variant = variants[0]
             grown = growth.growth(config, ROUNDS.value)

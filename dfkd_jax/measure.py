@@ -14,8 +14,11 @@ import ml_collections
 import numpy as np
 
 from dfkd_jax import data_specs
+from dfkd_jax.devices import WHOLE, Devices, mapped
+from dfkd_jax.epoch import create_epoch
 from dfkd_jax.models import create_models
 from dfkd_jax.replay import create_replay
+from dfkd_jax.state import layout_of
 from dfkd_jax.steps import create_steps
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -46,12 +49,16 @@ class Program:
         models = create_models(config, spec.image_shape, spec.num_classes)
         replay = create_replay(config, spec.image_shape, spec.num_classes)
         steps = create_steps(config, models, replay, spec.image_shape)
-        self._state = jax.jit(steps.init)(jax.random.key(config.seed))
+        device = Devices.first()
+        init = jax.jit(steps.init, out_shardings=device.shardings(WHOLE))
+        self._state = init(jax.random.key(config.seed))
         images = jnp.zeros((2, *spec.image_shape))
         self._teacher = jax.jit(lambda key: models.teacher.init(key, images, train=False))(
             jax.random.key(config.teacher.seed)
         )
         self._observes_after = steps.observes_after
+        layout = layout_of(replay and replay.layout)
+        self._epoch = create_epoch(config, steps, mapped(device, layout))
         started = time.perf_counter()
         self._generator_step, self._student_step, self._observe_step = (
             jax.jit(step, donate_argnums=0).lower(self._state, self._teacher).compile()
@@ -77,6 +84,15 @@ class Program:
 
         return self._timed(work)
 
+    def epoch(self) -> float:
+        """Run an epoch as `dfkd_jax.main` does and read its metrics; the seconds."""
+
+        def work() -> None:
+            self._state, metrics = self._epoch(self._state, self._teacher)
+            jax.device_get(metrics)
+
+        return self._timed(work)
+
     def _run(self, step: Callable[[Any, Any], Any]) -> None:
         self._state = step(self._state, self._teacher)
 
@@ -85,6 +101,17 @@ class Program:
         work()
         jax.block_until_ready(self._state)
         return self.clock() - started
+
+
+def epochs_and_steps(program: Program, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of an epoch and of its iterations, awaited one by one, in each round."""
+    program.epoch()
+    epochs, steps = [], []
+    for _ in range(rounds):
+        epochs.append(program.epoch())
+        iterations = range(program.config.iterations_per_epoch)
+        steps.append(sum(program.iteration() for _ in iterations))
+    return epochs, steps
 
 
 def cost(compiled: Any) -> tuple[float, int]:

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 import math
 
@@ -78,6 +79,19 @@ def test_the_record_of_a_variant():
     assert records[1]["flops"] > records[0]["flops"]
     assert config.meta.variant == "exact"
     json.dumps(records)
+
+
+def test_an_epoch_is_measured_against_its_iterations():
+    """By a clock that ticks at each look: an epoch is looked at as often as one iteration."""
+    ticks = itertools.count()
+    config = tiny_config(iterations_per_epoch=3)
+    record = benchmark.epoch_over_steps(config, 2, lambda: float(next(ticks)))
+    assert json.loads(json.dumps(record)) == {
+        "variant": "exact",
+        "seconds_per_epoch": 1.0,
+        "seconds_of_its_steps": 3.0,
+        "epoch_over_its_steps": pytest.approx([1 / 3] * 3),
+    }
 
 
 def test_a_peer_that_cannot_start_is_one_sentence(monkeypatch):
