@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from dfkd_jax import command_line, growth, results
+from dfkd_jax import command_line, growth, operations, results
 from dfkd_jax import config as config_lib
 from dfkd_jax.command_line import CONFIG, WORKDIR, fail
 from dfkd_jax.config import UserError
@@ -43,6 +43,9 @@ CLOCK = flags.DEFINE_enum(
 )
 EPOCH = flags.DEFINE_boolean(
     "epoch", False, "A whole epoch against its iterations one by one, of the first of --gradients."
+)
+OPERATIONS = flags.DEFINE_boolean(
+    "operations", False, "Time of a student step by kind of operation, of the first of --gradients."
 )
 GROWTH = flags.DEFINE_boolean(
     "growth", False, "How cost grows, of the first of --gradients, into --workdir."
@@ -213,6 +216,13 @@ def main(arguments: Sequence[str]) -> int | None:
             config.meta.variant = variants[0]
             _write([epoch_over_steps(config, ROUNDS.value, CLOCKS[CLOCK.value])], "epoch.jsonl")
             return None
+        if OPERATIONS.value:
+            config.meta.variant = variants[0]
+            program = Program(variants[0], config)
+            for name, seconds in operations.seconds_by_kind(program).items():
+                print(f"{name:20} {1e3 * seconds:8.1f} ms")
+            print(f"{'the step':20} {1e3 * program.student_step():8.1f} ms")
+            return None
         if GROWTH.value:
             config.meta.variant = variants[0]
             grown = growth.growth(config, ROUNDS.value)
@@ -255,6 +265,8 @@ def _checked(variants: Sequence[str]) -> ml_collections.ConfigDict:
         raise UserError("--workdir is missing; --growth needs a folder for its figure.")
     if THREADS.value < 1:
         raise UserError(f"--threads is {THREADS.value}; allowed is 1 or more.")
+    if OPERATIONS.value and jax.default_backend() != "cpu":
+        raise UserError("--operations is given; allowed is it on CPU only.")
     wrong = [name for name in variants if name not in VARIANTS]
     if wrong or not variants:
         given = repr(wrong[0]) if wrong else "empty"

@@ -126,7 +126,7 @@ def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
             lower.set_ylabel("MiB")
         for axes in (upper, lower):
             axes.set_xlabel(label)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
             axes.grid(alpha=0.3)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -67,6 +67,11 @@ class Program:
         self.compile_seconds = time.perf_counter() - started
         self.flops, self.temp_bytes = cost(self._student_step)
 
+    @property
+    def text(self) -> str:
+        """The compiled student step, as XLA writes it."""
+        return self._student_step.as_text()
+
     def student_step(self) -> float:
         """Take one student step; its seconds."""
         return self._timed(lambda: self._run(self._student_step))
