@@ -45,11 +45,13 @@ def test_the_default_folder_is_the_users_and_the_processors(settings, monkeypatc
 
 
 def test_rare_programs_are_optimised_less_on_a_cpu_alone(monkeypatch):
-    assert compilation.rarely_run() is None  # the tests turn optimisation down anyway
     with monkeypatch.context() as patch:
         patch.setattr(jax.config, "read", lambda name: False)
         options = compilation.rarely_run()
         patch.setattr(jax, "default_backend", lambda: "tpu")
+        assert compilation.rarely_run() is None
+    with monkeypatch.context() as patch:  # optimisation is turned down anyway
+        patch.setattr(jax.config, "read", lambda name: True)
         assert compilation.rarely_run() is None
     assert options == {"xla_backend_optimization_level": 1}
     assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2  # XLA knows them
