@@ -30,14 +30,6 @@ SMALL = {
 WITH_BATCH_NORM = [name for name in SMALL if name not in ("lenet5", "squeezenet")]
 
 
-@pytest.fixture(autouse=True)
-def compile_fast():
-    """These tests compile far more than they compute."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def abstract_variables(module, image_shape):
     return jax.eval_shape(module.init, KEY, jnp.ones((2, *image_shape)))
 

@@ -15,14 +15,6 @@ LATENT = 6
 SMALL = Generator((8, 8, 3), channels=(8, 4))
 
 
-@pytest.fixture(autouse=True)
-def compile_fast():
-    """These tests compile far more than they compute."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def latents(dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(0).normal(size=(16, LATENT)), dtype)
 

@@ -28,14 +28,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def compile_fast():
-    """These tests compile far more than they compute."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def normal(shape):
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), float)
 
