@@ -212,19 +212,18 @@ def main(arguments: Sequence[str]) -> int | None:
         config = _checked(variants)
         if hasattr(os, "sched_setaffinity"):  # of both: the peer inherits it
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: THREADS.value])
-        if EPOCH.value:
+        if EPOCH.value or OPERATIONS.value or GROWTH.value:
             config.meta.variant = variants[0]
+        if EPOCH.value:
             _write([epoch_over_steps(config, ROUNDS.value, CLOCKS[CLOCK.value])], "epoch.jsonl")
             return None
         if OPERATIONS.value:
-            config.meta.variant = variants[0]
             program = Program(variants[0], config)
             for name, seconds in operations.seconds_by_kind(program).items():
                 print(f"{name:20} {1e3 * seconds:8.1f} ms")
             print(f"{'the step':20} {1e3 * program.student_step():8.1f} ms")
             return None
         if GROWTH.value:
-            config.meta.variant = variants[0]
             grown = growth.growth(config, ROUNDS.value)
             _write(grown, "growth.jsonl")
             growth.draw(grown, Path(WORKDIR.value) / "growth.png")
@@ -266,7 +265,7 @@ def _checked(variants: Sequence[str]) -> ml_collections.ConfigDict:
     if THREADS.value < 1:
         raise UserError(f"--threads is {THREADS.value}; allowed is 1 or more.")
     if OPERATIONS.value and jax.default_backend() != "cpu":
-        raise UserError("--operations is given; allowed is it on CPU only.")
+        raise UserError(f"--operations is on with {jax.default_backend()}; allowed on cpu only.")
     wrong = [name for name in variants if name not in VARIANTS]
     if wrong or not variants:
         given = repr(wrong[0]) if wrong else "empty"
