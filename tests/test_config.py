@@ -11,7 +11,10 @@ from dfkd_jax.config import UserError, check, differences, get, to_dict
 from dfkd_jax.data_table import SPECS
 from dfkd_jax.losses import GeneratorLossWeights
 
-NAMES = ("default", "digits", "mnist", "cifar10", "cifar100", "svhn", "tiny_imagenet")
+NAMES = (
+    *("default", "digits", "mnist", "cifar10", "cifar10_cnn", "cifar10_wrn", "cifar100"),
+    *("svhn", "tiny_imagenet"),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
