@@ -193,6 +193,7 @@ def plan(
         )
     jobs, finished = [], 0
     for label, config in found:
+        config = config.copy_and_resolve_references()  # one field as another's value has no pickle
         todo = {}
         first = config.seed
         for seed in range(first, first + seeds):

@@ -1,9 +1,11 @@
 import io
+import pickle
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from configs import cifar100, mnist
 from dfkd_jax import command_line, compare, results, train
 from dfkd_jax.child_process import Outcome, run_seeds
 from dfkd_jax.config import UserError, to_dict
@@ -147,6 +149,16 @@ def test_finished_runs_are_not_planned_again(tmp_path):
     jobs, finished = compare.plan(found, 3, tmp_path, together=True)
     assert [job.seeds for job in jobs] == [[1, 3], [1, 2, 3]] and finished == 1
     assert jobs[0].name == "mb-dfkd, seeds 1, 3"
+
+
+@pytest.mark.parametrize("module", [cifar100, mnist])
+def test_jobs_of_configurations_with_derived_fields_reach_a_child_process(module, tmp_path):
+    # There a field is derived from another, by a function that no pickle takes.
+    found = [compare.Combination("lra-mb exact", module.get_config())]
+    (job,), _ = compare.plan(found, 1, tmp_path)
+    config, workdirs, seeds = pickle.loads(pickle.dumps((job.config, job.workdirs, job.seeds)))
+    assert to_dict(config) == to_dict(found[0].config) and seeds == [1]
+    assert workdirs == [tmp_path / "runs/lra-mb_exact/seed1"]
 
 
 def test_seeds_count_from_the_configurations_own(tmp_path):
