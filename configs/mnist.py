@@ -35,11 +35,6 @@ def get_config(method: str = "lra-mb"):
     config.replay.push_period = 10
     config.replay.push_unit = "iteration"
     config.replay.mix = True
-    if config.replay.kind == "memory_bank":
-        # A batch of each of the last 200 iterations; with a tenth of it replay costs accuracy.
-        config.replay.capacity = 200
-        config.replay.entry_size = config.get_oneway_ref("batch_size")
-        config.replay.push_period = 1
     if config.replay.kind == "generative":
         config.replay.observe_steps = 2  # of 5: the paper's share, 4 of 10, in half the time of 4
     return apply_method(config, method)  # whose losses win

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from configs import cifar100, mnist
+from configs import cifar10_cnn, cifar100
 from dfkd_jax import command_line, compare, results, train
 from dfkd_jax.child_process import Outcome, run_seeds
 from dfkd_jax.config import UserError, to_dict
@@ -151,7 +151,7 @@ def test_finished_runs_are_not_planned_again(tmp_path):
     assert jobs[0].name == "mb-dfkd, seeds 1, 3"
 
 
-@pytest.mark.parametrize("module", [cifar100, mnist])
+@pytest.mark.parametrize("module", [cifar100, cifar10_cnn])
 def test_jobs_of_configurations_with_derived_fields_reach_a_child_process(module, tmp_path):
     # There a field is derived from another, by a function that no pickle takes.
     found = [compare.Combination("lra-mb exact", module.get_config())]
