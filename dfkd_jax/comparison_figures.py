@@ -5,6 +5,7 @@ none; solid and filled: a meta-gradient. Bands and bars are 95 % intervals over 
 """
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ Groups = Mapping[str, Sequence[Run]]  # the finished runs of each label
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#222222")
 COLORS += ("#882255", "#999933", "#332288")
 MARKERS = "osD^vPX<>p"
+
+LINE_LENGTH = 38  # characters of a label that stand on one line
+LINE_HEIGHT = 0.17  # inches
 
 
 class Quality(NamedTuple):
@@ -122,7 +126,9 @@ def forgetting(groups: Groups, *paths: str | os.PathLike) -> None:
 
 def final_accuracy(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw the last epoch's accuracy of each seed, mean and interval; arguments as above."""
-    figure = _figure(8, 1.4 + 0.42 * len(groups))
+    names = [_wrapped(_shown(name, runs)) for name, runs in groups.items()]
+    row_height = max(0.42, LINE_HEIGHT * (max(map(_lines, names)) + 0.5))
+    figure = _figure(8, 1.4 + row_height * len(groups))
     axes = figure.subplots()
     quality = _quality(groups)
     axes.set_title(f"{quality.title} after the last epoch", fontsize=10, loc="left", weight="bold")
@@ -144,7 +150,7 @@ def final_accuracy(groups: Groups, *paths: str | os.PathLike) -> None:
     if measured:  # two seeds can have an interval wider than the scale
         span = max(np.ptp(measured), 1.0)
         axes.set_xlim(max(low, min(measured) - span, -1), min(high, max(measured) + span, 101))
-    axes.set_yticks(range(len(finals)), [_shown(name, runs) for name, runs in groups.items()])
+    axes.set_yticks(range(len(finals)), names)
     axes.set_ylim(len(finals) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"{quality.unit}; small dots: seeds, bar: mean and 95 % interval")
@@ -267,7 +273,18 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
             entries.setdefault(name, handle)
     # The teacher last, however many panels come before.
     names = sorted(entries, key=lambda name: name.startswith("teacher "))
-    handles = [entries[name] for name in names]
+    handles, names = [entries[name] for name in names], [_wrapped(name) for name in names]
+    height = LINE_HEIGHT * sum(_lines(name) + 0.5 for name in names) + 0.4
+    figure.set_figheight(max(figure.get_figheight(), height))
     figure.legend(
         handles, names, loc="outside right upper", fontsize=8, frameon=False, handlelength=3.2
     )
+
+
+def _wrapped(name: str) -> str:
+    """A label that names several fields, on several lines."""
+    return textwrap.fill(name, LINE_LENGTH, break_on_hyphens=False)
+
+
+def _lines(name: str) -> int:
+    return name.count("\n") + 1

@@ -1,6 +1,7 @@
 """The figures of a comparison, and the page that holds them."""
 
 import base64
+import itertools
 from html.parser import HTMLParser
 
 import numpy as np
@@ -103,3 +104,22 @@ def test_a_series_that_was_not_measured_is_said_to_be_missing(runs, drawn, tmp_p
     del groups["dafl"]
     comparison_figures.forgetting(groups, tmp_path / "f.png")
     assert "not measured in any of the runs" in [t.get_text() for t in drawn[2].axes[0].texts]
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_labels_cover_no_curve(runs, drawn, tmp_path):
+    found = run_folders.groups(run_folders.find([runs])[0])["mb-dfkd"]
+    fields = " ".join(f"replay.field_{i}=0.{i}" for i in range(8))
+    groups = {f"mb-dfkd {fields} {i}": found for i in range(6)}
+    comparison_figures.learning_evolution(groups, tmp_path / "f.png")
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    axes = figure.axes[0].get_window_extent()
+    assert axes.width > 0.5 * figure.bbox.width and axes.x1 < legend.x0
+    assert 0 <= legend.y0 and legend.y1 <= figure.bbox.height
+    comparison_figures.final_accuracy(groups, tmp_path / "f.png")
+    drawn[1].draw_without_rendering()  # it was saved with other dots per inch than its own
+    boxes = [label.get_window_extent() for label in drawn[1].axes[0].get_yticklabels()]
+    assert all(0 <= box.x0 for box in boxes)
+    assert all(lower.y1 <= upper.y0 for upper, lower in itertools.pairwise(boxes))
