@@ -193,7 +193,8 @@ def plan(
         )
     jobs, finished = [], 0
     for label, config in found:
-        config = config.copy_and_resolve_references()  # one field as another's value has no pickle
+        # A job is pickled for its process, which no field that derives from another survives.
+        config = config.copy_and_resolve_references()
         todo = {}
         first = config.seed
         for seed in range(first, first + seeds):
