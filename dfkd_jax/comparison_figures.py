@@ -41,7 +41,7 @@ class Quality(NamedTuple):
 
 
 QUALITIES = {  # by what `run_folders.quality` names
-    "accuracy": Quality(ACCURACY, "final_accuracy", "accuracy on the test set", "top-1, %"),
+    "accuracy": Quality(ACCURACY, "final_accuracy", "accuracy on the {split} set", "top-1, %"),
     "agreement": Quality(
         AGREEMENT,
         "final_agreement",
@@ -49,6 +49,12 @@ QUALITIES = {  # by what `run_folders.quality` names
         "same class, %",
     ),
 }
+
+
+def quality_of(groups: Groups) -> Quality:
+    """What the curves of these runs show, in words that name the images."""
+    quality = QUALITIES[run_folders.quality(groups)]
+    return quality._replace(title=quality.title.format(split=run_folders.tested_split(groups)))
 
 
 class Style(NamedTuple):
@@ -60,7 +66,7 @@ class Style(NamedTuple):
 
 
 def learning_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
-    """Draw mean test accuracy per epoch for each label, the teacher's dashed.
+    """Draw mean accuracy per epoch for each label, the teacher's dashed.
 
     Where no run has data to test on, agreement with the teacher takes the accuracy's place, here
     and in the other figures.
@@ -72,7 +78,7 @@ def learning_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
     Raises:
       OSError: a file cannot be written.
     """
-    quality = _quality(groups)
+    quality = quality_of(groups)
     figure, axes = _single(f"{quality.title} over the epochs", quality.unit)
     _curves(axes, groups, quality.key, _styles(groups))
     _teachers(axes, groups)
@@ -82,7 +88,7 @@ def learning_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
 
 def replay_schemes(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw accuracy per epoch in one panel for each replay scheme; arguments as above."""
-    styles, quality = _styles(groups), _quality(groups)
+    styles, quality = _styles(groups), quality_of(groups)
     kinds = {kind: None for kind in ("memory_bank", "generative")}  # shown even without runs
     for runs in groups.values():
         kinds.setdefault(runs[0].summary.get("replay", "none"))
@@ -130,7 +136,7 @@ def final_accuracy(groups: Groups, *paths: str | os.PathLike) -> None:
     row_height = max(0.42, LINE_HEIGHT * (max(map(_lines, names)) + 0.5))
     figure = _figure(8, 1.4 + row_height * len(groups))
     axes = figure.subplots()
-    quality = _quality(groups)
+    quality = quality_of(groups)
     axes.set_title(f"{quality.title} after the last epoch", fontsize=10, loc="left", weight="bold")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
@@ -167,10 +173,6 @@ def _styles(groups: Groups) -> dict[str, Style]:
 def _shown(name: str, runs: Sequence[Run]) -> str:
     """The label, and what nobody would guess from it."""
     return f"{name} (as the authors' code)" if is_authors_code(runs[0]) else name
-
-
-def _quality(groups: Groups) -> Quality:
-    return QUALITIES[run_folders.quality(groups)]
 
 
 def _curves(

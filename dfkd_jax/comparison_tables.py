@@ -36,7 +36,7 @@ class Measure(NamedTuple):
 
 # What `run_folders.quality` names, in words, and the title of its maximum.
 _QUALITIES = {
-    "accuracy": ("test accuracy", "Acc_max"),
+    "accuracy": ("{split} accuracy", "Acc_max"),
     "agreement": ("agreement with the teacher on fresh generated images", "max"),
 }
 _COSTS = (
@@ -92,9 +92,15 @@ _TERMS = (
 )
 
 
-def measures(quality: str) -> tuple[Measure, ...]:
-    """What the tables show where `run_folders.quality` is "accuracy" or "agreement"."""
+def measures(quality: str, split: str) -> tuple[Measure, ...]:
+    """What the tables show where `run_folders.quality` is "accuracy" or "agreement".
+
+    Args:
+      quality: of the runs.
+      split: what accuracies were measured on, as `run_folders.tested_split` names it.
+    """
     words, best = _QUALITIES[quality]
+    words = words.format(split=split)
     return (
         Measure(
             f"mean_{quality}",

@@ -118,10 +118,15 @@ def loader(config: ml_collections.ConfigDict, spec: DatasetSpec) -> Callable[[st
     )
 
 
+def tested_split(config: ml_collections.ConfigDict) -> str:
+    """What the images are that accuracies are measured on: "test" or "validation"."""
+    return "validation" if config.dataset.get("validation_size", 0) else "test"
+
+
 def tested_on(config: ml_collections.ConfigDict) -> str:
     """The name of the data set, with a word where validation images are the test images."""
     name = config.dataset.name
-    return f"{name} validation" if config.dataset.get("validation_size", 0) else name
+    return name if tested_split(config) == "test" else f"{name} validation"
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

@@ -30,7 +30,10 @@ class Panel(NamedTuple):
 
 
 def learning_curve(
-    history: Sequence[Mapping[str, Any]], teacher_accuracy: float | None, path: str | os.PathLike
+    history: Sequence[Mapping[str, Any]],
+    teacher_accuracy: float | None,
+    path: str | os.PathLike,
+    split: str = "test",
 ) -> None:
     """Draw accuracy, losses and gradient alignment over the epochs.
 
@@ -41,6 +44,7 @@ def learning_curve(
       teacher_accuracy: percent; None of a run without data, where `generated_agreement` is drawn
         in the place of the accuracy.
       path: the file, replaced atomically; its ending sets the format (.png, .pdf, .svg).
+      split: what the accuracies were measured on, test or validation.
 
     Raises:
       OSError: the file cannot be written.
@@ -54,7 +58,7 @@ def learning_curve(
         panel(accuracy, "agreement with the teacher, generated images", "same class, %")
         _draw_progress(accuracy, epochs, _series(history, AGREEMENT))
     else:
-        panel(accuracy, "accuracy on the test set", "top-1, %")
+        panel(accuracy, f"accuracy on the {split} set", "top-1, %")
         label = f"teacher {teacher_accuracy:.2f}"
         accuracy.axhline(teacher_accuracy, color=GREY, linestyle="--", linewidth=1.2, label=label)
         _draw_progress(accuracy, epochs, _series(history, ACCURACY))

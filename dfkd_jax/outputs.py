@@ -60,7 +60,10 @@ class Outputs:
         if self._tensorboard:
             workdir = self._run.workdir
             learning_curve(
-                self._run.history, self._teacher_accuracy, workdir / "learning_curve.png"
+                self._run.history,
+                self._teacher_accuracy,
+                workdir / "learning_curve.png",
+                data.tested_split(self._run.config),
             )
             panels = samples.panels(algorithm, state, teacher_variables, spec)
             samples.write(panels, workdir / "samples.png")

@@ -74,7 +74,7 @@ def write(
     quality = run_folders.quality(groups)
     if quality == "agreement":
         notes.insert(0, NO_DATA)
-    shown = comparison_tables.measures(quality)
+    shown = comparison_tables.measures(quality, run_folders.tested_split(groups))
     aggregates = comparison_tables.aggregate(groups, baseline, shown)
     tables = [
         comparison_tables.means_table(aggregates, shown),
@@ -93,7 +93,7 @@ def write(
     try:
         for name, (draw, _) in FIGURES.items():
             draw(groups, output / name, (output / name).with_suffix(".pdf"))
-        words = comparison_figures.QUALITIES[quality].title
+        words = comparison_figures.quality_of(groups).title
         figures = [
             (output / name, caption.format(quality=words[0].upper() + words[1:]))
             for name, (_, caption) in FIGURES.items()

@@ -150,6 +150,13 @@ def quality(groups: Mapping[str, Sequence[Run]]) -> str:
     return "agreement" if compared and not tested else "accuracy"
 
 
+def tested_split(groups: Mapping[str, Sequence[Run]]) -> str:
+    """What accuracies were measured on: "test", "validation", or "test or validation"."""
+    data = [run.config.get("dataset", {}) for group in groups.values() for run in group]
+    held_out = {bool(dataset.get("validation_size")) for dataset in data}
+    return " or ".join("validation" if own else "test" for own in sorted(held_out))
+
+
 def curve(run: Run, key: str) -> list[float]:
     """A measure of the records over the epochs that have it."""
     return [record[key] for record in run.history if record.get(key) is not None]

@@ -173,9 +173,9 @@ def _distil(
     drawn = time.monotonic()
     student_steps = config.iterations_per_epoch * config.student.steps
     fields = student_fields(teacher_accuracy is not None)
-    kind = "validation" if config.dataset.validation_size else "test"
+    split = data.tested_split(config)
     known = (
-        "no test data" if teacher_accuracy is None else f"{kind} accuracy {teacher_accuracy:.2f} %"
+        "no test data" if teacher_accuracy is None else f"{split} accuracy {teacher_accuracy:.2f} %"
     )
     with closing, Progress(config.epochs, done, "student", fields, console) as progress:
         progress.log(

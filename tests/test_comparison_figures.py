@@ -51,6 +51,22 @@ def test_every_figure_is_a_picture(runs):
         assert pdf.startswith(b"%PDF") and b"CreationDate" not in pdf
 
 
+def test_validation_images_are_not_called_the_test_set(tmp_path):
+    held_out = {"dataset.validation_size": 100}
+    fabricate(tmp_path / "a", "mb-dfkd", 1, [10.0, 20.0], **held_out)
+    page = report_of(tmp_path / "a")
+    assert "Accuracy on the validation set over the epochs" in page
+    assert "validation accuracy over all epochs" in page and "test accuracy" not in page
+    fabricate(tmp_path / "b", "adversarial", 1, [10.0, 20.0])
+    assert "Accuracy on the test set over" in report_of(tmp_path / "b")
+    assert "Accuracy on the test or validation set over" in report_of(tmp_path)
+
+
+def report_of(folder):
+    report.write([folder])
+    return (folder / "report.html").read_text()
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     saved = []
