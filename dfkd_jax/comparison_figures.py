@@ -27,7 +27,7 @@ COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#222222")
 COLORS += ("#882255", "#999933", "#332288")
 MARKERS = "osD^vPX<>p"
 
-LINE_LENGTH = 38  # characters of a label that stand on one line
+LINE_LENGTH = 30  # characters of a label that stand on one line, if it can be broken
 LINE_HEIGHT = 0.17  # inches
 
 
@@ -285,7 +285,7 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 def _wrapped(name: str) -> str:
     """A label that names several fields, on several lines."""
-    return textwrap.fill(name, LINE_LENGTH, break_on_hyphens=False)
+    return textwrap.fill(name, LINE_LENGTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _lines(name: str) -> int:
