@@ -5,64 +5,30 @@ none; solid and filled: a meta-gradient. Bands and bars are 95 % intervals over 
 """
 
 import os
-import textwrap
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from dfkd_jax import run_folders
-from dfkd_jax.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, panel, save
-from dfkd_jax.results import ACCURACY, AGREEMENT
-from dfkd_jax.run_folders import SCHEMES, Run, curve, is_authors_code, is_joint
+from dfkd_jax.comparison_axes import (
+    LINE_HEIGHT,
+    Groups,
+    Style,
+    count_lines,
+    create_figure,
+    display_name,
+    fit_values,
+    legend_beside,
+    over_epochs,
+    quality_of,
+    say,
+    styles_of,
+    wrapped,
+)
+from dfkd_jax.figures import GREY, save
+from dfkd_jax.run_folders import SCHEMES, curve
 from dfkd_jax.statistics import band, mean_interval
-
-Groups = Mapping[str, Sequence[Run]]  # the finished runs of each label
-
-# Okabe and Ito's without the yellow that white paper swallows, then three of Tol's muted ones.
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#222222")
-COLORS += ("#882255", "#999933", "#332288")
-MARKERS = "osD^vPX<>p"
-
-LINE_LENGTH = 30  # characters of a label that stand on one line, if it can be broken
-LINE_HEIGHT = 0.17  # inches
-
-
-class Quality(NamedTuple):
-    """What the curves show of a student, percent."""
-
-    key: str  # in a record
-    final: str  # in a summary
-    title: str
-    unit: str
-
-
-QUALITIES = {  # by what `run_folders.quality` names
-    "accuracy": Quality(ACCURACY, "final_accuracy", "accuracy on the {split} set", "top-1, %"),
-    "agreement": Quality(
-        AGREEMENT,
-        "final_agreement",
-        "agreement with the teacher on generated images",
-        "same class, %",
-    ),
-}
-
-
-def quality_of(groups: Groups) -> Quality:
-    """What the curves of these runs show, in words that name the images."""
-    quality = QUALITIES[run_folders.quality(groups)]
-    return quality._replace(title=quality.title.format(split=run_folders.tested_split(groups)))
-
-
-class Style(NamedTuple):
-    """How a label is drawn."""
-
-    color: str
-    marker: str
-    joint: bool
 
 
 def learning_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
@@ -80,34 +46,34 @@ def learning_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
     """
     quality = quality_of(groups)
     figure, axes = _single(f"{quality.title} over the epochs", quality.unit)
-    _curves(axes, groups, quality.key, _styles(groups))
+    _curves(axes, groups, quality.key, styles_of(groups))
     _teachers(axes, groups)
-    _legend(figure, [axes])
+    legend_beside(figure, [axes])
     save(figure, *paths)
 
 
 def replay_schemes(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw accuracy per epoch in one panel for each replay scheme; arguments as above."""
-    styles, quality = _styles(groups), quality_of(groups)
+    styles, quality = styles_of(groups), quality_of(groups)
     kinds = {kind: None for kind in ("memory_bank", "generative")}  # shown even without runs
     for runs in groups.values():
         kinds.setdefault(runs[0].summary.get("replay", "none"))
     kinds = [*(kind for kind in kinds if kind != "none"), *(k for k in kinds if k == "none")]
-    figure = _figure(max(4.2 * len(kinds), 7) + 1.5, 4.2)
+    figure = create_figure(max(4.2 * len(kinds), 7) + 1.5, 4.2)
     panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
-        _over_epochs(axes, SCHEMES.get(kind, kind.replace("_", " ")), "")
+        over_epochs(axes, SCHEMES.get(kind, kind.replace("_", " ")), "")
         shown = {n: r for n, r in groups.items() if r[0].summary.get("replay", "none") == kind}
         if shown:
             _curves(axes, shown, quality.key, styles)
         else:
-            _say(axes, "no runs")
+            say(axes, "no runs")
     panels[0].set_ylabel(f"{quality.title}, %")
     measured = [v for runs in groups.values() for run in runs for v in curve(run, quality.key)]
-    _limits(panels[0], measured)
+    fit_values(panels[0], measured)
     for axes in panels:
         _teachers(axes, groups)
-    _legend(figure, panels)
+    legend_beside(figure, panels)
     save(figure, *paths)
 
 
@@ -116,8 +82,8 @@ def alignment(groups: Groups, *paths: str | os.PathLike) -> None:
     title = "alignment of the gradients of acquisition and retention"
     figure, axes = _single(title, r"$\cos(\nabla L_{acq},\,\nabla L_{ret})$")
     axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
-    _curves(axes, groups, "gradient_alignment", _styles(groups), lower=-1, upper=1)
-    _legend(figure, [axes])
+    _curves(axes, groups, "gradient_alignment", styles_of(groups), lower=-1, upper=1)
+    legend_beside(figure, [axes])
     save(figure, *paths)
 
 
@@ -125,16 +91,16 @@ def forgetting(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw agreement with the teacher on early generated images; arguments as above."""
     title = "agreement with the teacher on images generated early in the run"
     figure, axes = _single(title, "same class, %")
-    _curves(axes, groups, "early_agreement", _styles(groups), lower=0, upper=100)
-    _legend(figure, [axes])
+    _curves(axes, groups, "early_agreement", styles_of(groups), lower=0, upper=100)
+    legend_beside(figure, [axes])
     save(figure, *paths)
 
 
 def final_accuracy(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw the last epoch's accuracy of each seed, mean and interval; arguments as above."""
-    names = [_wrapped(_shown(name, runs)) for name, runs in groups.items()]
-    row_height = max(0.42, LINE_HEIGHT * (max(map(_lines, names)) + 0.5))
-    figure = _figure(8, 1.4 + row_height * len(groups))
+    names = [wrapped(display_name(name, runs)) for name, runs in groups.items()]
+    row_height = max(0.42, LINE_HEIGHT * (max(map(count_lines, names)) + 0.5))
+    figure = create_figure(8, 1.4 + row_height * len(groups))
     axes = figure.subplots()
     quality = quality_of(groups)
     axes.set_title(f"{quality.title} after the last epoch", fontsize=10, loc="left", weight="bold")
@@ -142,7 +108,7 @@ def final_accuracy(groups: Groups, *paths: str | os.PathLike) -> None:
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     finals = {n: [run.summary.get(quality.final) for run in r] for n, r in groups.items()}
-    for row, (name, style) in enumerate(_styles(groups).items()):
+    for row, (name, style) in enumerate(styles_of(groups).items()):
         values = np.array([np.nan if v is None else v for v in finals[name]], float)
         # Apart, so that the bar does not cover the dots.
         axes.plot(values, np.full(len(values), row + 0.16), "o", color=style.color, alpha=0.6, ms=4)
@@ -161,18 +127,6 @@ def final_accuracy(groups: Groups, *paths: str | os.PathLike) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"{quality.unit}; small dots: seeds, bar: mean and 95 % interval")
     save(figure, *paths)
-
-
-def _styles(groups: Groups) -> dict[str, Style]:
-    return {
-        name: Style(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], is_joint(runs[0]))
-        for i, (name, runs) in enumerate(groups.items())
-    }
-
-
-def _shown(name: str, runs: Sequence[Run]) -> str:
-    """The label, and what nobody would guess from it."""
-    return f"{name} (as the authors' code)" if is_authors_code(runs[0]) else name
 
 
 def _curves(
@@ -205,26 +159,18 @@ def _curves(
             markerfacecolor="white" if style.joint else style.color,
             # Shifted, or the markers of close curves would cover each other.
             markevery=(i % every if len(means.epochs) > every else 0, every),
-            label=_shown(name, runs),
+            label=display_name(name, runs),
         )
         low, high = means.mean - means.half_width, means.mean + means.half_width
         low, high = np.clip(low, lower, upper), np.clip(high, lower, upper)
         axes.fill_between(means.epochs, low, high, color=style.color, alpha=opacity, linewidth=0)
     if not measured:
-        _say(axes, "not measured in any of the runs")
+        say(axes, "not measured in any of the runs")
     for name in missing:
-        axes.plot([], [], linestyle="none", label=f"{_shown(name, groups[name])}: not measured")
-    _limits(axes, measured, lower, upper)
-
-
-def _limits(
-    axes: Axes, measured: Sequence[float], lower: float = 0.0, upper: float = 100.0
-) -> None:
-    """Fit the values, not the bands, which few seeds make very wide."""
-    if measured:
-        low, high = min(measured), max(measured)
-        margin = max(0.06 * (high - low), 0.01 * (upper - lower))
-        axes.set_ylim(max(low - margin, lower - margin), min(high + margin, upper + margin))
+        axes.plot(
+            [], [], linestyle="none", label=f"{display_name(name, groups[name])}: not measured"
+        )
+    fit_values(axes, measured, lower, upper)
 
 
 def _teachers(axes: Axes, groups: Groups) -> None:
@@ -245,48 +191,7 @@ def _teachers(axes: Axes, groups: Groups) -> None:
 
 
 def _single(title: str, unit: str) -> tuple[Figure, Axes]:
-    figure = _figure(9, 4.6)
+    figure = create_figure(9, 4.6)
     axes = figure.subplots()
-    _over_epochs(axes, title, unit)
+    over_epochs(axes, title, unit)
     return figure, axes
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    return figure
-
-
-def _over_epochs(axes: Axes, title: str, unit: str) -> None:
-    panel(axes, title, unit)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _say(axes: Axes, words: str) -> None:
-    axes.text(0.5, 0.5, words, color=GREY, transform=axes.transAxes, ha="center", va="center")
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend beside the panels, where it cannot cover a curve."""
-    entries = {}
-    for axes in panels:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(name, handle)
-    # The teacher last, however many panels come before.
-    names = sorted(entries, key=lambda name: name.startswith("teacher "))
-    handles, names = [entries[name] for name in names], [_wrapped(name) for name in names]
-    height = LINE_HEIGHT * sum(_lines(name) + 0.5 for name in names) + 0.4
-    figure.set_figheight(max(figure.get_figheight(), height))
-    figure.legend(
-        handles, names, loc="outside right upper", fontsize=8, frameon=False, handlelength=3.2
-    )
-
-
-def _wrapped(name: str) -> str:
-    """A label that names several fields, on several lines."""
-    return textwrap.fill(name, LINE_LENGTH, break_long_words=False, break_on_hyphens=False)
-
-
-def _lines(name: str) -> int:
-    return name.count("\n") + 1

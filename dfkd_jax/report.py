@@ -4,7 +4,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfkd_jax import comparison_figures, comparison_tables, report_page, run_folders
+from dfkd_jax import (
+    comparison_axes,
+    comparison_figures,
+    comparison_tables,
+    report_page,
+    run_folders,
+)
 from dfkd_jax.command_line import create_parser, fail
 from dfkd_jax.config import UserError
 from dfkd_jax.report_page import Table
@@ -93,7 +99,7 @@ def write(
     try:
         for name, (draw, _) in FIGURES.items():
             draw(groups, output / name, (output / name).with_suffix(".pdf"))
-        words = comparison_figures.quality_of(groups).title
+        words = comparison_axes.quality_of(groups).title
         figures = [
             (output / name, caption.format(quality=words[0].upper() + words[1:]))
             for name, (_, caption) in FIGURES.items()
