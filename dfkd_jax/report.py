@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfkd_jax import (
+    ablation_figure,
     comparison_axes,
     comparison_figures,
     comparison_tables,
@@ -49,6 +50,12 @@ FIGURES = {
         "teacher's class: a falling curve is forgetting.",
     ),
 }
+
+ABLATION = (
+    ablation_figure.ablation,
+    "What {field} does: each point the mean over seeds, with its 95 % interval; lines across are "
+    "methods that were run with one value of it.",
+)
 
 
 def write(
@@ -96,18 +103,20 @@ def write(
         "comparison.csv": comparison_tables.run_rows(runs, shown),
         "comparison_summary.csv": comparison_tables.summary_rows(aggregates, baseline, shown),
     }
+    field = ablation_figure.varied_field(groups)
+    figures = {**FIGURES, "ablation.png": ABLATION} if field else FIGURES
     try:
-        for name, (draw, _) in FIGURES.items():
+        for name, (draw, _) in figures.items():
             draw(groups, output / name, (output / name).with_suffix(".pdf"))
         words = comparison_axes.quality_of(groups).title
-        figures = [
-            (output / name, caption.format(quality=words[0].upper() + words[1:]))
-            for name, (_, caption) in FIGURES.items()
+        captioned = [
+            (output / name, caption.format(quality=words[0].upper() + words[1:], field=field))
+            for name, (_, caption) in figures.items()
         ]
         for name, rows in csv_files.items():
             _write(output / name, comparison_tables.csv_text(rows))
         _write(output / "comparison.md", text)
-        page = report_page.html(title, tables, notes, glossaries, figures)
+        page = report_page.html(title, tables, notes, glossaries, captioned)
         _write(output / "report.html", page)
     except OSError as error:
         raise UserError(f"The report cannot be written to {output}: {error}") from error

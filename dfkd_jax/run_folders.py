@@ -206,11 +206,11 @@ def _told_apart(runs: list[Run]) -> list[Run]:
     """Runs of one label but several configurations get the differing fields in their labels."""
     fields: dict[str, dict[str, set[str]]] = {}
     for run in runs:
-        for field, value in _compared(run).items():
+        for field, value in compared_fields(run).items():
             fields.setdefault(run.label, {}).setdefault(field, set()).add(repr(value))
 
     def renamed(run: Run) -> Run:
-        own = _compared(run)
+        own = compared_fields(run)
         differing = [f for f, values in fields.get(run.label, {}).items() if len(values) > 1]
         suffix = [f"{field}={own[field]}" for field in sorted(differing) if field in own]
         return run._replace(label=" ".join([run.label, *suffix]))
@@ -255,7 +255,7 @@ def _differences(finished: list[Run]) -> list[str]:
     values: dict[str, dict[str, list[str]]] = {}
     for run in finished:
         preset = METHODS.get(run.summary["method"], {})
-        own = {f: v for f, v in _compared(run).items() if f not in preset or preset[f] != v}
+        own = {f: v for f, v in compared_fields(run).items() if f not in preset or preset[f] != v}
         own["the teacher's accuracy"] = run.summary.get("teacher_accuracy")
         for field, value in own.items():
             labels = values.setdefault(field, {}).setdefault(str(value), [])
@@ -269,8 +269,8 @@ def _differences(finished: list[Run]) -> list[str]:
     ]
 
 
-def _compared(run: Run) -> dict[str, Any]:
-    """The fields of a configuration by dotted name, without those that may differ."""
+def compared_fields(run: Run) -> dict[str, Any]:
+    """The fields of a run's configuration by dotted name, without those that runs may differ in."""
     flat: dict[str, Any] = {}
 
     def walk(node: dict[str, Any], prefix: str) -> None:
