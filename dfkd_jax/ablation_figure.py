@@ -2,14 +2,13 @@
 
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from dfkd_jax import run_folders
+from dfkd_jax import comparison_tables, run_folders
 from dfkd_jax.comparison_axes import (
     Groups,
     Style,
@@ -20,8 +19,9 @@ from dfkd_jax.comparison_axes import (
     say,
     styles_of,
 )
+from dfkd_jax.comparison_tables import Measure
 from dfkd_jax.figures import panel, save
-from dfkd_jax.run_folders import Run, curve
+from dfkd_jax.run_folders import Run, method_label
 from dfkd_jax.statistics import mean_interval
 
 LOG_RATIO = 10  # values that differ by more stand on a logarithmic scale
@@ -39,14 +39,14 @@ def varied_field(groups: Groups) -> str | None:
     found: dict[tuple[str, str], list] = {}
     for runs in groups.values():
         for field, value in run_folders.compared_fields(runs[0]).items():
-            values = found.setdefault((_method(runs[0]), field), [])
+            values = found.setdefault((method_label(runs[0].summary), field), [])
             values += [] if value in values else [value]
     varied = {field: values for (_, field), values in found.items() if len(values) > 1}
     if len(varied) != 1:
         return None
     ((field, values),) = varied.items()
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    points = {(_method(runs[0]), _value(runs[0], field)) for runs in groups.values()}
+    points = {(method_label(runs[0].summary), _value(runs[0], field)) for runs in groups.values()}
     # Otherwise labels differ by their teachers too.
     return field if numbers and len(points) == len(groups) else None
 
@@ -67,17 +67,20 @@ def ablation(groups: Groups, *paths: str | os.PathLike) -> None:
     field, quality = varied_field(groups), quality_of(groups)
     by_method: dict[str, list[Run]] = {}
     for runs in groups.values():
-        by_method.setdefault(_method(runs[0]), []).extend(runs)
+        by_method.setdefault(method_label(runs[0].summary), []).extend(runs)
     styles = styles_of(by_method)
-    mean = partial(_of_summary, key=f"mean_{run_folders.quality(groups)}")
-    final = partial(_of_summary, key=quality.final)
+    shown = comparison_tables.measures(
+        run_folders.quality(groups), run_folders.tested_split(groups)
+    )
+    measures = {measure.key: measure for measure in shown}
+    mean = measures[f"mean_{run_folders.quality(groups)}"]
     figure = create_figure(13, 4.2)
     panels = figure.subplots(1, 3)
     cosine = r"$\cos(\nabla L_{acq},\,\nabla L_{ret})$"
     for axes, title, unit, measure, limits in (
         (panels[0], f"μ: {quality.title}", quality.unit, mean, (0, 100)),
-        (panels[1], "after the last epoch", quality.unit, final, (0, 100)),
-        (panels[2], "mean gradient alignment", cosine, _alignment, (-1, 1)),
+        (panels[1], "after the last epoch", quality.unit, measures[quality.final], (0, 100)),
+        (panels[2], "mean gradient alignment", cosine, measures["mean_alignment"], (-1, 1)),
     ):
         panel(axes, title, unit)
         measured = _draw(axes, by_method, styles, field, measure)
@@ -91,7 +94,7 @@ def _draw(
     by_method: Mapping[str, Sequence[Run]],
     styles: Mapping[str, Style],
     field: str,
-    measure: Callable[[Run], float | None],
+    measure: Measure,
 ) -> list[float]:
     """A panel's points and lines; what was measured, of every run."""
     values = {name: {_value(run, field) for run in runs} for name, runs in by_method.items()}
@@ -101,8 +104,8 @@ def _draw(
     for i, (name, runs) in enumerate(by_method.items()):
         by_value: dict[float, list[float]] = {}
         for run in runs:
-            if measure(run) is not None:
-                by_value.setdefault(_value(run, field), []).append(measure(run))
+            if measure.of(run) is not None:
+                by_value.setdefault(_value(run, field), []).append(measure.of(run))
         if not by_value:
             continue
         measured += itertools.chain(*by_value.values())
@@ -137,19 +140,5 @@ def _draw(
     return measured
 
 
-def _method(run: Run) -> str:
-    names = run.summary
-    return run_folders.label(names["method"], names["gradient"], names.get("objective", "paper"))
-
-
 def _value(run: Run, field: str) -> Any:
     return run_folders.compared_fields(run)[field]
-
-
-def _of_summary(run: Run, key: str) -> float | None:
-    return run.summary.get(key)
-
-
-def _alignment(run: Run) -> float | None:
-    values = curve(run, "gradient_alignment")
-    return float(np.mean(values)) if values else None

@@ -8,9 +8,9 @@ Whole splits are held in memory as uint8. Each kind of source is a module with t
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,15 +118,15 @@ def loader(config: ml_collections.ConfigDict, spec: DatasetSpec) -> Callable[[st
     )
 
 
-def tested_split(config: ml_collections.ConfigDict) -> str:
-    """What the images are that accuracies are measured on: "test" or "validation"."""
-    return "validation" if config.dataset.get("validation_size", 0) else "test"
+def tested_split(dataset: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
+    """What accuracies are measured on by `config.dataset`: "test" or "validation" images."""
+    return "validation" if dataset.get("validation_size", 0) else "test"
 
 
 def tested_on(config: ml_collections.ConfigDict) -> str:
     """The name of the data set, with a word where validation images are the test images."""
     name = config.dataset.name
-    return name if tested_split(config) == "test" else f"{name} validation"
+    return name if tested_split(config.dataset) == "test" else f"{name} validation"
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

@@ -63,7 +63,7 @@ class Outputs:
                 self._run.history,
                 self._teacher_accuracy,
                 workdir / "learning_curve.png",
-                data.tested_split(self._run.config),
+                data.tested_split(self._run.config.dataset),
             )
             panels = samples.panels(algorithm, state, teacher_variables, spec)
             samples.write(panels, workdir / "samples.png")

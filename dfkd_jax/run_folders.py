@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from dfkd_jax import config as config_lib
-from dfkd_jax import results
+from dfkd_jax import data, results
 from dfkd_jax.config import FREE_FIELDS, UserError
 from dfkd_jax.meta import VARIANTS
 from dfkd_jax.methods import METHODS
@@ -49,6 +49,11 @@ def label(method: str, gradient: str, objective: str = "paper") -> str:
     if objective != preset.get("meta.objective", "paper"):
         parts.append(objective)
     return "_".join(parts)
+
+
+def method_label(names: Mapping[str, Any]) -> str:
+    """`label` of what names a run, in summary.json or failure.json."""
+    return label(names["method"], names["gradient"], names.get("objective", "paper"))
 
 
 def is_authors_code(run: Run) -> bool:
@@ -152,9 +157,8 @@ def quality(groups: Mapping[str, Sequence[Run]]) -> str:
 
 def tested_split(groups: Mapping[str, Sequence[Run]]) -> str:
     """What accuracies were measured on: "test", "validation", or "test or validation"."""
-    data = [run.config.get("dataset", {}) for group in groups.values() for run in group]
-    held_out = {bool(dataset.get("validation_size")) for dataset in data}
-    return " or ".join("validation" if own else "test" for own in sorted(held_out))
+    runs = [run for group in groups.values() for run in group]
+    return " or ".join(sorted({data.tested_split(run.config.get("dataset", {})) for run in runs}))
 
 
 def curve(run: Run, key: str) -> list[float]:
@@ -177,7 +181,7 @@ def _read(folder: Path) -> Run | str:
     names = results.read_json(folder / ("summary.json" if finished else FAILURE))
     config = folder / "config.json"
     return Run(
-        label(names["method"], names["gradient"], names.get("objective", "paper")),
+        method_label(names),
         names["seed"],
         folder,
         results.read_json(config) if config.exists() else {},

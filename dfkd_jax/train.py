@@ -173,7 +173,7 @@ def _distil(
     drawn = time.monotonic()
     student_steps = config.iterations_per_epoch * config.student.steps
     fields = student_fields(teacher_accuracy is not None)
-    split = data.tested_split(config)
+    split = data.tested_split(config.dataset)
     known = (
         "no test data" if teacher_accuracy is None else f"{split} accuracy {teacher_accuracy:.2f} %"
     )
