@@ -207,19 +207,34 @@ def _order(run: Run) -> tuple:
 
 
 def _told_apart(runs: list[Run]) -> list[Run]:
-    """Runs of one label but several configurations get the differing fields in their labels."""
+    """Runs of one label but several configurations get the differing fields in their labels.
+
+    They are sorted by the values of these fields, numbers by size.
+    """
     fields: dict[str, dict[str, set[str]]] = {}
     for run in runs:
+        of_label = fields.setdefault(run.label, {})
         for field, value in compared_fields(run).items():
-            fields.setdefault(run.label, {}).setdefault(field, set()).add(repr(value))
+            of_label.setdefault(field, set()).add(repr(value))
+    positions = {label: i for i, label in enumerate(fields)}
+
+    def differing(run: Run) -> dict[str, Any]:
+        own = compared_fields(run)
+        return {f: own.get(f) for f in sorted(fields[run.label]) if len(fields[run.label][f]) > 1}
+
+    def size(value: Any) -> tuple:
+        number = isinstance(value, (int, float))
+        return (not number, value if number else 0, str(value))
+
+    def order(run: Run) -> tuple:
+        return positions[run.label], [size(value) for value in differing(run).values()]
 
     def renamed(run: Run) -> Run:
         own = compared_fields(run)
-        differing = [f for f, values in fields.get(run.label, {}).items() if len(values) > 1]
-        suffix = [f"{field}={own[field]}" for field in sorted(differing) if field in own]
+        suffix = [f"{f}={value}" for f, value in differing(run).items() if f in own]
         return run._replace(label=" ".join([run.label, *suffix]))
 
-    return _told_apart_by_teacher([renamed(run) for run in runs])
+    return _told_apart_by_teacher([renamed(run) for run in sorted(runs, key=order)])
 
 
 def _told_apart_by_teacher(runs: list[Run]) -> list[Run]:
