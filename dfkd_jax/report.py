@@ -124,11 +124,12 @@ def write(
 
 
 def choose_baseline(labels: Sequence[str], wanted: str | None) -> str:
-    """The wanted label, else `mb-dfkd`, else the first.
+    """The wanted label, which may be given as its folder's name, else `mb-dfkd`, else the first.
 
     Raises:
       UserError: the wanted label is not among them.
     """
+    wanted = {label.replace(" ", "_"): label for label in labels}.get(wanted, wanted)
     if wanted is not None and wanted not in labels:
         raise UserError(f"--baseline is {wanted!r}; allowed are {', '.join(labels)}.")
     return wanted or (DEFAULT_BASELINE if DEFAULT_BASELINE in labels else labels[0])

@@ -187,13 +187,25 @@ def test_what_a_method_presets_is_no_difference(tmp_path):
     assert "Configurations differ" not in (tmp_path / "comparison.md").read_text()
 
 
-def test_one_label_with_two_configurations_becomes_two(tmp_path):
-    for part, capacity in (("a", 2), ("b", 5)):
+def test_one_label_with_several_configurations_becomes_several_in_order(tmp_path):
+    """Numbers by size: 5 is before 20, 1e-05 before 0.01."""
+    for part, fields in (
+        ("a", {"replay.capacity": 20}),
+        ("b", {"replay.capacity": 5}),
+        ("c", {"replay.capacity": 5, "meta.inner_lr": 1e-5}),
+        ("d", {"replay.capacity": 5, "meta.inner_lr": 0.01}),
+    ):
         for seed in (1, 2):
-            fields = {"replay.capacity": capacity}
             fabricate(tmp_path / part, "mb-dfkd", seed, [10.0, 20.0 + seed], **fields)
+    fabricate(tmp_path, "lra-mb", 1, [10.0, 20.0])
     means = rows(report.write([tmp_path]), "Means")
-    assert list(means) == ["mb-dfkd replay.capacity=2", "mb-dfkd replay.capacity=5"]
+    assert [name.replace("replay.", "").replace("meta.", "") for name in means] == [
+        "mb-dfkd inner_lr=1e-05 capacity=5",
+        "mb-dfkd inner_lr=0.01 capacity=5",
+        "mb-dfkd inner_lr=0.1 capacity=5",
+        "mb-dfkd inner_lr=0.1 capacity=20",
+        "lra-mb_exact",
+    ]
 
 
 def test_two_teachers_make_two_labels(tmp_path):
@@ -218,6 +230,9 @@ def test_the_baseline_can_be_chosen(runs):
     assert "lra-mb_exact" not in rows(report.write([runs], baseline="lra-mb_exact"), "Paired")
     assert report.choose_baseline(["dafl", "mb-dfkd"], None) == "mb-dfkd"
     assert report.choose_baseline(["dafl", "lra-mb_exact"], None) == "dafl"
+    varied = ["mb-dfkd replay.capacity=5", "mb-dfkd replay.capacity=20"]
+    assert report.choose_baseline(varied, "mb-dfkd replay.capacity=20") == varied[1]
+    assert report.choose_baseline(varied, "mb-dfkd_replay.capacity=20") == varied[1]
     with pytest.raises(UserError, match="'mb'; allowed are mb-dfkd, lra-mb_exact"):
         report.write([runs], baseline="mb")
 
