@@ -64,6 +64,7 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     generator.channels = (128, 64)  # of its two inner convolutions
     generator.spectral_norm = True
     generator.learning_rate = 0.02  # Adam
+    generator.final_learning_rate = placeholder(float)  # cosine to it; None: constant
     generator.steps = 1  # gen_iter: generator steps per iteration
 
     config.loss = loss = ml_collections.ConfigDict()

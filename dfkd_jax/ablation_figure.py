@@ -44,9 +44,9 @@ def varied_field(groups: Groups) -> str | None:
     varied = {field: values for (_, field), values in found.items() if len(values) > 1}
     if len(varied) != 1:
         return None
-    ((field, values),) = varied.items()
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    (field,) = varied
     points = {(method_label(runs[0].summary), _value(runs[0], field)) for runs in groups.values()}
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for _, v in points)
     # Otherwise labels differ by their teachers too.
     return field if numbers and len(points) == len(groups) else None
 
@@ -141,4 +141,4 @@ def _draw(
 
 
 def _value(run: Run, field: str) -> Any:
-    return run_folders.compared_fields(run)[field]
+    return run_folders.compared_fields(run).get(field)  # None of a run of an older version

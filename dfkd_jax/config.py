@@ -123,6 +123,11 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     for field in not_negative:
         if not get(config, field) >= 0:
             raise ValueError(f"config.{field} is {get(config, field)}; allowed is 0 or more.")
+    final = config.generator.final_learning_rate
+    if final is not None and not final >= 0:
+        raise ValueError(
+            f"config.generator.final_learning_rate is {final}; allowed is None or 0 or more."
+        )
     if len(config.generator.channels) != 2 or min(config.generator.channels) < 1:
         raise ValueError(
             f"config.generator.channels is {tuple(config.generator.channels)}; "

@@ -44,6 +44,7 @@ def describe(
     """
     needed = {
         "student.optimizer": "sgd",
+        "generator.final_learning_rate": None,
         "replay.kind": "memory_bank",
         "meta.objective": "paper",
         "meta.inner_weight_decay": 0.0,

@@ -216,6 +216,10 @@ def _told_apart(runs: list[Run]) -> list[Run]:
         of_label = fields.setdefault(run.label, {})
         for field, value in compared_fields(run).items():
             of_label.setdefault(field, set()).add(repr(value))
+    for run in runs:  # a field that older versions lacked is None there
+        for field in fields[run.label].keys() - compared_fields(run).keys():
+            if run.config:
+                fields[run.label][field].add(repr(None))
     positions = {label: i for i, label in enumerate(fields)}
 
     def differing(run: Run) -> dict[str, Any]:
@@ -230,8 +234,7 @@ def _told_apart(runs: list[Run]) -> list[Run]:
         return positions[run.label], [size(value) for value in differing(run).values()]
 
     def renamed(run: Run) -> Run:
-        own = compared_fields(run)
-        suffix = [f"{f}={value}" for f, value in differing(run).items() if f in own]
+        suffix = [f"{f}={value}" for f, value in differing(run).items() if run.config]
         return run._replace(label=" ".join([run.label, *suffix]))
 
     return _told_apart_by_teacher([renamed(run) for run in sorted(runs, key=order)])

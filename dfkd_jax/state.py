@@ -83,13 +83,8 @@ def layout_of(replay: Layout | None) -> DistillState:
 
 
 def student_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """SGD with momentum, or Adam; weight decay; cosine over the epochs, constant within one."""
-    per_epoch = config.iterations_per_epoch * config.student.steps
-    cosine = optax.cosine_decay_schedule(config.student.learning_rate, config.epochs)
-
-    def rate(step: jax.Array) -> jax.Array:
-        return cosine(step // per_epoch)
-
+    """SGD with momentum, or Adam; weight decay; cosine over the epochs to 0."""
+    rate = _cosine(config, "student", 0.0)
     if config.student.optimizer == "adam":  # the decay decoupled, as of AdamW
         return optax.adamw(rate, weight_decay=config.student.weight_decay)
     return optax.chain(
@@ -99,5 +94,14 @@ def student_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransf
 
 
 def generator_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam."""
-    return optax.adam(config.generator.learning_rate)
+    """Adam, its rate constant or a cosine over the epochs to generator.final_learning_rate."""
+    final = config.generator.final_learning_rate
+    constant = config.generator.learning_rate
+    return optax.adam(constant if final is None else _cosine(config, "generator", final))
+
+
+def _cosine(config: ml_collections.ConfigDict, name: str, final: float) -> optax.Schedule:
+    """A network's learning rate by its step: constant within an epoch, `final` after the last."""
+    initial, steps = config[name].learning_rate, config.iterations_per_epoch * config[name].steps
+    cosine = optax.cosine_decay_schedule(initial, config.epochs, alpha=final / initial)
+    return lambda step: cosine(step // steps)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dfkd_jax import report, run_folders
+from dfkd_jax import report, results, run_folders
 from dfkd_jax.ablation_figure import ablation, varied_field
 from tests.fabricated import fabricate
 
@@ -20,6 +20,17 @@ def vary(root, method="lra-mb", seeds=(1, 2), **fields):
 
 def groups_of(root):
     return run_folders.groups(run_folders.find([root])[0])
+
+
+def test_a_run_that_lacks_the_field_has_no_point(tmp_path):
+    vary(tmp_path, **{"generator.final_learning_rate": (0.0, 0.001)})
+    assert varied_field(groups_of(tmp_path)) == "generator.final_learning_rate"
+    folder = fabricate(tmp_path / "old", "lra-mb", 1, [10.0, 20.0])
+    config = results.read_json(folder / "config.json")
+    del config["generator"]["final_learning_rate"]
+    results.write_json(folder / "config.json", config)
+    assert varied_field(groups_of(tmp_path)) is None
+    assert not (report.write([tmp_path]) and (tmp_path / "ablation.png").exists())
 
 
 @pytest.mark.parametrize(

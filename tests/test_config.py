@@ -77,6 +77,7 @@ def test_the_papers_hyper_parameters():
         ("meta.inner_lr", -0.1, ["config.meta.inner_lr", "-0.1", "0 or more"]),
         ("meta.inner_lr", float("nan"), ["config.meta.inner_lr", "nan"]),
         ("student.learning_rate", 0.0, ["config.student.learning_rate", "more than 0"]),
+        ("generator.final_learning_rate", -0.1, ["generator.final_learning_rate", "None or 0"]),
         ("generator.channels", (8,), ["config.generator.channels", "two numbers"]),
         ("teacher.checkpoint", "/nowhere", ["config.teacher.checkpoint", "'/nowhere'"]),
         (

@@ -208,6 +208,19 @@ def test_one_label_with_several_configurations_becomes_several_in_order(tmp_path
     ]
 
 
+def test_a_field_that_older_runs_lack_is_none_there(tmp_path):
+    fabricate(tmp_path / "new", "mb-dfkd", 1, [10.0, 20.0], **{"generator.final_learning_rate": 0})
+    for part, keep in (("old", False), ("none", True)):
+        folder = fabricate(tmp_path / part, "mb-dfkd", 2, [10.0, 20.0])
+        config = results.read_json(folder / "config.json")
+        if not keep:
+            del config["generator"]["final_learning_rate"]
+        results.write_json(folder / "config.json", config)
+        text = report.write([tmp_path / "new", tmp_path / part])
+        name = "mb-dfkd generator.final_learning_rate="
+        assert list(rows(text, "Means")) == [f"{name}0.0", f"{name}None"]
+
+
 def test_two_teachers_make_two_labels(tmp_path):
     for part in ("a", "b"):
         fabricate(tmp_path / part, "mb-dfkd", 1, [10.0, 20.0], **{"teacher.checkpoint": part})

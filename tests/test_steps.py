@@ -7,7 +7,7 @@ import pytest
 
 from dfkd_jax import methods
 from dfkd_jax.replay import Batch
-from dfkd_jax.state import stream, student_optimizer
+from dfkd_jax.state import generator_optimizer, stream, student_optimizer
 from tests.conftest import build, cast, epoch_of, tiny_config
 
 
@@ -149,6 +149,27 @@ def test_learning_rate_is_constant_within_an_epoch_and_follows_the_cosine(name):
         rates.append(-float(update))
     expected = [
         0.5 * config.student.learning_rate * (1 + np.cos(np.pi * epoch / config.epochs))
+        for epoch in range(config.epochs)
+        for _ in range(per_epoch)
+    ]
+    np.testing.assert_allclose(rates, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("final", [None, 0.0, 0.001])
+def test_the_generators_rate_is_constant_or_follows_the_cosine_to_its_end(final):
+    fields = {"generator.learning_rate": 0.01, "generator.steps": 2}
+    config = tiny_config(**fields, **{"generator.final_learning_rate": final})
+    optimizer = generator_optimizer(config)
+    params = jnp.ones(())
+    state = optimizer.init(params)
+    per_epoch = config.iterations_per_epoch * 2
+    rates = []
+    for _ in range(config.epochs * per_epoch):
+        update, state = optimizer.update(jnp.ones(()), state, params)
+        rates.append(-float(update))  # of a gradient that is always 1
+    final = 0.01 if final is None else final
+    expected = [
+        final + 0.5 * (0.01 - final) * (1 + np.cos(np.pi * epoch / config.epochs))
         for epoch in range(config.epochs)
         for _ in range(per_epoch)
     ]
