@@ -211,30 +211,30 @@ def _told_apart(runs: list[Run]) -> list[Run]:
 
     They are sorted by the values of these fields, numbers by size.
     """
-    fields: dict[str, dict[str, set[str]]] = {}
+    configs: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        of_label = fields.setdefault(run.label, {})
-        for field, value in compared_fields(run).items():
-            of_label.setdefault(field, set()).add(repr(value))
-    for run in runs:  # a field that older versions lacked is None there
-        for field in fields[run.label].keys() - compared_fields(run).keys():
-            if run.config:
-                fields[run.label][field].add(repr(None))
-    positions = {label: i for i, label in enumerate(fields)}
+        configs.setdefault(run.label, []).append(compared_fields(run))
 
-    def differing(run: Run) -> dict[str, Any]:
-        own = compared_fields(run)
-        return {f: own.get(f) for f in sorted(fields[run.label]) if len(fields[run.label][f]) > 1}
+    def varied(found: list[dict[str, Any]]) -> list[str]:
+        """A field is None in runs of versions that lacked it; a failed run may have no fields."""
+        found = [own for own in found if own]
+        fields = sorted(set().union(*found))
+        return [f for f in fields if len({repr(own.get(f)) for own in found}) > 1]
+
+    differing = {label: varied(found) for label, found in configs.items()}
+    positions = {label: i for i, label in enumerate(differing)}
 
     def size(value: Any) -> tuple:
         number = isinstance(value, (int, float))
         return (not number, value if number else 0, str(value))
 
     def order(run: Run) -> tuple:
-        return positions[run.label], [size(value) for value in differing(run).values()]
+        own = compared_fields(run)
+        return positions[run.label], [size(own.get(f)) for f in differing[run.label]]
 
     def renamed(run: Run) -> Run:
-        suffix = [f"{f}={value}" for f, value in differing(run).items() if run.config]
+        own = compared_fields(run)
+        suffix = [f"{f}={own.get(f)}" for f in differing[run.label] if own]
         return run._replace(label=" ".join([run.label, *suffix]))
 
     return _told_apart_by_teacher([renamed(run) for run in sorted(runs, key=order)])
