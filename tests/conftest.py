@@ -4,6 +4,8 @@ import gc
 import os
 import tempfile
 
+import jaxlib.version
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of what the tests do, and they check numbers, not speed.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -12,6 +14,10 @@ if "device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
+# Fusions by XLA's older emitters compile in a fifth of the time. XLA aborts at flags that it does
+# not know, so a version that may have dropped this one does without.
+if jaxlib.version.__version__.startswith("0.10.") and "emitters" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # Many tests compile the same programs; the workers of one session inherit its cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="dfkd_jax-tests-", ignore_cleanup_errors=True)
@@ -20,7 +26,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 import numpy as np
 import pytest
 
@@ -33,13 +38,6 @@ from dfkd_jax.replay import create_replay
 from dfkd_jax.steps import create_steps
 
 host_memory.keep_freed_memory()
-
-# For processes that run a whole run: fusions by XLA's older emitters compile in half the time, but
-# compute float64 to 1e-8 only. XLA aborts at flags that it does not know, so a version that may
-# have dropped this one does without.
-CHEAP_COMPILATION = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
-if jaxlib.version.__version__.startswith("0.10."):
-    CHEAP_COMPILATION["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,8 +92,8 @@ def build(config):
     steps = create_steps(config, models, replay, spec.image_shape)
     state = jax.jit(steps.init)(jax.random.key(config.seed))
     images = jnp.zeros((2, *spec.image_shape))
-    teacher = models.teacher.init(jax.random.key(99), images, train=False)
-    return steps, state, teacher
+    init = jax.jit(lambda key: models.teacher.init(key, images, train=False))
+    return steps, state, init(jax.random.key(99))
 
 
 def epoch_of(config, steps):

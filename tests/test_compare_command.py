@@ -12,7 +12,7 @@ import pytest
 
 from dfkd_jax import results, run_folders
 from dfkd_jax.child_process import in_child
-from tests.conftest import CHEAP_COMPILATION, TINY
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +49,6 @@ def environment(tmp_path_factory):
     """Processes share compiled programs, so that only the first of them compiles."""
     return {
         **os.environ,
-        **CHEAP_COMPILATION,
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

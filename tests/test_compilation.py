@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from dfkd_jax import compilation
-from tests.conftest import CHEAP_COMPILATION, TINY
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
 DIRECTORY, SECONDS = (
@@ -61,7 +61,6 @@ def test_rare_programs_are_optimised_less_on_a_cpu_alone(monkeypatch):
 def test_a_second_start_compiles_nothing_new(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {
-        **CHEAP_COMPILATION,
         "XDG_CACHE_HOME": str(tmp_path),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # small programs are kept too
     }

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from dfkd_jax import processes, results
-from tests.conftest import CHEAP_COMPILATION
 from tests.test_run import ROOT, command, without_seconds
 
 pytestmark = pytest.mark.slow
@@ -26,7 +25,6 @@ def environment(tmp_path_factory):
     cache = tmp_path_factory.mktemp("xla")
     return {
         **os.environ,
-        **CHEAP_COMPILATION,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -112,7 +110,6 @@ def assert_goes_on(environment, workdir, count, done):
 
 @pytest.mark.parametrize("method, mapping", [("lra-mb", "pmap"), ("lra-gr", "shard_map")])
 def test_2_processes_of_2_devices_equal_1_of_4(environment, tmp_path, method, mapping):
-    environment = {**environment, "XLA_FLAGS": ""}  # float64 to the last digits
     for count, devices in ((1, 4), (2, 2)):
         output = tmp_path / f"{count}.npz"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dfkd_jax import checkpoint, results
-from tests.conftest import CHEAP_COMPILATION, TINY, build, same_bits, tiny_config
+from tests.conftest import TINY, build, same_bits, tiny_config
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,6 @@ def environment(tmp_path_factory):
     cache = tmp_path_factory.mktemp("xla")
     return {
         **os.environ,
-        **CHEAP_COMPILATION,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # nearer to what users run
