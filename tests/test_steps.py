@@ -188,15 +188,16 @@ def run_epochs(config, epochs, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("unit", ["epoch", "iteration"])
-def test_both_loops_give_the_same_numbers(unit):
+def test_both_loops_give_the_same_numbers(unit, x64):
+    """In double precision: Adam makes whole steps of gradients that are but rounding."""
     fields = {"replay.push_unit": unit, "generator.steps": 2}
-    scanned, a = run_epochs(tiny_config(loop="scan", **fields), 2)
-    stepped, b = run_epochs(tiny_config(loop="step", **fields), 2)
+    scanned, a = run_epochs(tiny_config(loop="scan", **fields), 2, jnp.float64)
+    stepped, b = run_epochs(tiny_config(loop="step", **fields), 2, jnp.float64)
     assert int(scanned.replay.size) == int(stepped.replay.size) > 0
-    leaves_close(scanned, stepped, rtol=2e-3, atol=2e-4)
+    leaves_close(scanned, stepped, rtol=1e-6, atol=1e-7)
     for x, y in zip(a, b, strict=True):
         for name in x:
-            np.testing.assert_allclose(x[name], y[name], rtol=1e-3, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(x[name], y[name], rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 @pytest.mark.parametrize("loop", ["scan", "step"])
