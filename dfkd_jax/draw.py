@@ -9,17 +9,11 @@ def example_keys(key: jax.Array, first_example: jax.Array | int, count: int) -> 
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first_example + jnp.arange(count))
 
 
-def normal(
-    key: jax.Array,
-    first_example: jax.Array | int,
-    count: int,
-    dim: int,
-    dtype: jnp.dtype = float,
-) -> jax.Array:
+def normal(key: jax.Array, first_example: jax.Array | int, count: int, dim: int) -> jax.Array:
     """z ~ N(0, I), (count, dim): row i is the latent of global example first_example + i.
 
-    `float` is float32, or float64 where JAX has 64 bits enabled: the last bit of a draw depends on
-    the program around it, and so may on the number of devices.
+    float32, or float64 where JAX has 64 bits enabled: the last bit of a draw depends on the program
+    around it, and so may on the number of devices.
     """
     keys = example_keys(key, first_example, count)
-    return jax.vmap(lambda k: jax.random.normal(k, (dim,), dtype))(keys)
+    return jax.vmap(lambda k: jax.random.normal(k, (dim,)))(keys)
