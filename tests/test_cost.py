@@ -111,11 +111,11 @@ def test_growth_is_drawn(tmp_path):
 @pytest.mark.slow
 def test_every_sweep_is_measured(monkeypatch):
     fewer = {
-        name: (label, lambda c, values_of=values_of: values_of(c)[:2], change)
+        name: (label, lambda c, values_of=values_of: values_of(c)[1:2], change)
         for name, (label, values_of, change) in growth.SWEEPS.items()
     }
     monkeypatch.setattr(growth, "SWEEPS", fewer)  # compiling each takes seconds
     records = growth.growth(tiny_config(**{"meta.variant": "first_order"}), rounds=2)
     assert {r["sweep"] for r in records} == set(growth.SWEEPS)
-    assert len(records) == 2 * len(growth.SWEEPS)
+    assert len(records) == len(growth.SWEEPS)
     assert all(r["seconds_per_iteration"] > 0 for r in records)
