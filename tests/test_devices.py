@@ -103,7 +103,8 @@ def alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case, count", [(0, 2), (0, 8), (1, 8), (2, 2), (2, 8), (3, 8)])
+@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("case", range(len(CASES)))
 def test_three_iterations_do_not_depend_on_the_device_count(x64, alone, case, count):
     method, fields = CASES[case]
     state, metrics = after(tiny_config(method, **{**FIELDS, **fields}), on(count))
@@ -189,28 +190,29 @@ def test_a_checkpoint_of_8_devices_goes_on_on_2_and_on_1(x64, tmp_path, method):
 
 @pytest.mark.slow
 def test_the_digits_run_on_8_devices_is_that_on_1(tmp_path):
-    """configs/digits.py with 200 of its student steps, in float32, in which rounding grows.
+    """configs/digits.py with 400 of its student steps, in float32, in which rounding grows.
 
     A guard against wrong mathematics over many steps (the float64 tests are the exact ones) and
     against devices that block each other. With seeds 1, 2 and 3 the losses differed by 0.2 % (of
-    the student) and 0.04 % (of the generator); the accuracies of this epoch and the next by 1.5
-    points, on another processor by 3.2: the bounds are two to five times that. The student's
-    losses of two seeds differ by 4 %.
+    the student) and 0.04 % (of the generator) in the first epoch and by 1 % in the second, the
+    accuracies by 1.5 points, on another processor by 3.2: the bounds are two to five times that.
+    The student's losses of two seeds differ by 4 %.
     """
-    records = []
+    histories = []
     for count in (1, 8):
         config = digits.get_config()
-        config.update(epochs=1)
+        config.update(epochs=2)
         config.teacher.epochs = 5
         config.parallel.devices = count
         if count > 1:
             config.teacher.checkpoint = str(tmp_path / "1" / "teacher")
         train.run(config, tmp_path / str(count), Console(quiet=True))
-        records += results.read_metrics(tmp_path / str(count) / "metrics.jsonl")
-    one, eight = records
-    for key, bound in (("acquisition_loss", 0.01), ("generator_loss", 0.002)):
-        np.testing.assert_allclose(one[key], eight[key], rtol=bound, err_msg=key)
-    assert abs(one["student_accuracy"] - eight["student_accuracy"]) < 6.0
+        histories.append(results.read_metrics(tmp_path / str(count) / "metrics.jsonl"))
+    (first, last), (other_first, other_last) = histories
+    for x, y, bounds in ((first, other_first, (0.01, 0.002)), (last, other_last, (0.025, 0.01))):
+        for key, bound in zip(("acquisition_loss", "generator_loss"), bounds, strict=True):
+            np.testing.assert_allclose(x[key], y[key], rtol=bound, err_msg=key)
+        assert abs(x["student_accuracy"] - y["student_accuracy"]) < 6.0
 
 
 def test_evaluation_is_the_same_on_any_devices(monkeypatch):
