@@ -218,6 +218,7 @@ class Work:
         if self.work["adversarial_form"] == "l1":
             return -distance(student, logits)
         temperature = self.work["temperature"]
+        logits = logits.detach()  # the term reaches the generator through the student alone
         p, q = F.softmax(logits / temperature, 1), F.softmax(student / temperature, 1)
         m = (p + q) / 2
         p, q, m = (x.clamp(0.01, 0.99) for x in (p, q, m))

@@ -21,6 +21,12 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     config.iterations_per_epoch = 36 * (1024 // batch_size)
     config.loop = "auto"  # scan: an epoch is one compiled call; step: one call a step; auto
     config.compute_dtype = "float32"  # of the layers; bfloat16 leaves parameters and losses float32
+    # Of matrix products: bfloat16, tensorfloat32 or float32. The default of a GPU may be TF32, that
+    # of a TPU is bfloat16; then "exact" means exact up to their rounding.
+    config.matmul_precision = "default"
+
+    config.objective = "lra"  # the student's, a key of dfkd_jax.objectives.OBJECTIVES
+    config.retention_weight = 1.0  # λ of L_ret; the concatenated objective has none
 
     config.parallel = parallel = ml_collections.ConfigDict()
     parallel.devices = 0  # how many share every batch; 0: all, of all processes
@@ -66,13 +72,17 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     generator.learning_rate = 0.02  # Adam
     generator.final_learning_rate = placeholder(float)  # cosine to it; None: constant
     generator.steps = 1  # gen_iter: generator steps per iteration
+    # The student's mode when the generator looks at it: train, eval, or eval_after_test: eval in an
+    # epoch's first iteration, where the authors' code has just tested the student.
+    generator.student_mode = "train"
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.distance = "l1"  # d(S, T) of L_acq and L_ret: l1, kl
     loss.distance_temperature = 1.0  # of the kl distance
     # Weights of the generator's terms:
     loss.one_hot = 1.0  # oh, CE(T(x̂), argmax T(x̂))
-    loss.information_entropy = 5.0  # ie, Σ p̄ log10 p̄
+    loss.information_entropy = 5.0  # ie, class balance Σ p̄ log p̄
+    loss.entropy_logarithm = "log10"  # of the class balance; or ln, as in DFQ
     loss.activation = 0.1  # a, −mean |f_T(x̂)|
     loss.adversarial = 1.0
     loss.adversarial_form = "js"  # 1 − JS, l1: −mean |T − S|, kl: −KL(T ‖ S)
@@ -80,10 +90,9 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     loss.batch_norm = 0.0  # bn, distance to the teacher's running statistics
 
     config.meta = meta = ml_collections.ConfigDict()
-    meta.variant = "exact"  # a key of dfkd_jax.meta.VARIANTS; none is joint replay
-    meta.objective = "paper"  # L_acq(θ) + L_ret(θ'); code: joint on [x̂; x̂_m] + L_ret(θ')
+    meta.variant = "exact"  # of objectives with an inner step, a key of dfkd_jax.meta.VARIANTS
     meta.inner_lr = 0.9  # α
-    meta.inner_weight_decay = 0.0  # λ of the inner step; the authors' code has 5e-4
+    meta.inner_weight_decay = 0.0  # of the inner step; the authors' code has 5e-4
     meta.inner_steps = 1
     meta.measure_alignment = True  # cosine of ∇L_ret and ∇L_acq at θ, one more backward pass
 
@@ -91,7 +100,7 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     replay.kind = "memory_bank"  # a key of dfkd_jax.replay.SCHEMES
     replay.capacity = 10  # entries of the memory bank
     replay.entry_size = batch_size // 8  # images of an entry, and of a retention batch
-    replay.push_period = 5  # one push every so many
+    replay.push_period = 5  # a push at the end of the first unit, then of every so many-th
     replay.push_unit = "epoch"  # or iteration
     replay.mix = False  # False: replay one stored entry; True: images of all entries, mixed
     # Of generative replay, which learns from batch_size // 2 images at a time:
@@ -102,5 +111,8 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     replay.recall_learning_rate = 0.02
     replay.recall_information_entropy = 5.0  # ie of the recall, Σ p̄ log10 p̄
     replay.recall_one_hot = 1.0  # oh of the recall, CE(T(x̂_m), argmax T(x̂_m))
+    # Habits of the authors' code, see docs/differences.md:
+    replay.recall_running_statistics = False  # the student's recall uses running statistics
+    replay.accumulate_recall_gradient = False  # the recall's gradient is added to the memory's next
 
     return apply_method(config, method)

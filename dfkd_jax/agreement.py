@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from dfkd_jax.draw import stream
 from dfkd_jax.losses import l1_distance
 from dfkd_jax.models import Models
 from dfkd_jax.replay import ReplayScheme
 from dfkd_jax.state import DistillState
 from dfkd_jax.steps import Steps, Variables
-
-# Far from the numbers of the steps' own streams, which count up from 0.
-_STREAM = 0xA62EE
 
 Agreement = Callable[[DistillState, Variables], dict[str, jax.Array]]
 
@@ -40,17 +38,20 @@ def create_agreement(
 
     def measure(state: DistillState, teacher_variables: Variables) -> dict[str, jax.Array]:
         variables = {"params": state.student.params, "batch_stats": state.student.batch_stats}
-        key = jax.random.fold_in(jax.random.fold_in(state.key, _STREAM), state.student_steps)
+        keys = {
+            name: stream(state.key, f"agreement_{name}", state.student_steps)
+            for name in ("generated", "memory")
+        }
 
         def teacher(images: jax.Array) -> tuple[jax.Array, jax.Array]:
             return models.teacher.apply(teacher_variables, images, train=False)
 
-        fresh = steps.images(state, jax.random.fold_in(key, 0))
+        fresh = steps.images(state, keys["generated"])
         sets = {"generated": (fresh, teacher(fresh)[0])}
         if replay is not None:
             recalls = -(-config.batch_size // config.replay.entry_size)
             recalled = jax.vmap(lambda key: replay.recall(state.replay, key, teacher))(
-                jax.random.split(jax.random.fold_in(key, 1), recalls)
+                jax.random.split(keys["memory"], recalls)
             )
             parts = (recalled.images, recalled.logits)
             sets["memory"] = tuple(part.reshape(-1, *part.shape[2:]) for part in parts)

@@ -7,11 +7,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dfkd_jax import convolution
+from dfkd_jax.layers import at_least_float32
 from dfkd_jax.losses import LayerStatistics
 
 
@@ -21,7 +24,8 @@ def _is_batch_norm_call(context: nn.module.InterceptorContext) -> bool:
 
 @contextlib.contextmanager
 def masked(example_mask: jax.Array) -> Iterator[None]:
-    """Within this context batch statistics are of the examples with mask 1 only; mask is (B,)."""
+    """Within this context batch statistics are of the examples whose mask is true, bool (B,)."""
+    chex.assert_type(example_mask, bool)
 
     def interceptor(
         call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
@@ -39,7 +43,9 @@ def masked(example_mask: jax.Array) -> Iterator[None]:
 def recorded(axis_name: str | None = None) -> Iterator[list[LayerStatistics]]:
     """Within this context, collect what enters each batch-norm layer, beside what it remembers.
 
-    The list grows as the network is applied; statistics are of the global batch and differentiable.
+    The list grows as the network is applied; statistics are of the global batch, at least float32,
+    and differentiable. The variance is the mean square of the centred values: in half precision,
+    or far from 0, E[x²] − E[x]² would be rounding alone.
     """
     layers: list[LayerStatistics] = []
 
@@ -47,14 +53,35 @@ def recorded(axis_name: str | None = None) -> Iterator[list[LayerStatistics]]:
         call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
     ) -> Any:
         if _is_batch_norm_call(context) and context.module.has_variable("batch_stats", "mean"):
-            x = args[0]
-            axes = tuple(range(x.ndim - 1))
-            mean, square = jnp.mean(x, axes), jnp.mean(x**2, axes)
-            if axis_name is not None:
-                mean, square = lax.pmean((mean, square), axis_name)
+            x = at_least_float32(args[0])
+
+            def mean_of(x: jax.Array) -> jax.Array:
+                mean = jnp.mean(x, tuple(range(x.ndim - 1)))
+                return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+            mean = mean_of(x)
             running = {k: context.module.get_variable("batch_stats", k) for k in ("mean", "var")}
-            layers.append(LayerStatistics(mean, square - mean**2, running["mean"], running["var"]))
+            layers.append(
+                LayerStatistics(mean, mean_of((x - mean) ** 2), running["mean"], running["var"])
+            )
         return call(*args, **kwargs)
 
     with nn.intercept_methods(interceptor):
         yield layers
+
+
+def count(module: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """How many layers of a classifier `recorded` finds; traced, not computed."""
+
+    def number() -> jax.Array:
+        images = jnp.zeros((2, *image_shape))
+        with convolution.plain():  # which asks for no backend
+            variables = module.init(jax.random.key(0), images, train=False)
+            with recorded() as layers:
+                module.apply(variables, images, train=False)
+        found.append(len(layers))
+        return images
+
+    found: list[int] = []
+    jax.eval_shape(number)
+    return found[0]

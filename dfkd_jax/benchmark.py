@@ -24,7 +24,7 @@ from dfkd_jax import command_line, growth, operations, results
 from dfkd_jax import config as config_lib
 from dfkd_jax.command_line import CONFIG, WORKDIR, fail
 from dfkd_jax.config import UserError
-from dfkd_jax.gradients_flag import chosen_gradients
+from dfkd_jax.gradients_flag import chosen_gradients, with_gradient
 from dfkd_jax.host_memory import keep_freed_memory
 from dfkd_jax.measure import CLOCKS, Program, epochs_and_steps, product_rate
 from dfkd_jax.meta import VARIANTS
@@ -126,19 +126,14 @@ def benchmark(
       UserError: a peer cannot be started, or does not do what is asked.
     """
 
-    def with_variant(variant: str) -> ml_collections.ConfigDict:
-        own = config.copy_and_resolve_references()
-        own.meta.variant = variant
-        return own
-
     with ExitStack() as closing:
         peers = {}
         for variant in gradients if peer else ():
-            description = describe(with_variant(variant), variant, threads, clock)
+            description = describe(with_gradient(config, variant), variant, threads, clock)
             if description["variant"] not in peers:
                 peers[description["variant"]] = closing.enter_context(Peer(peer, description))
         now = CLOCKS[clock]
-        programs = [Program(variant, with_variant(variant), now) for variant in gradients]
+        programs = [Program(variant, with_gradient(config, variant), now) for variant in gradients]
         candidates = [*programs, *peers.values()]
         times, rate = measure(candidates, rounds, steps_only, product_rate(now))
     records = [record(program, times[program], rate) for program in programs]
@@ -213,7 +208,7 @@ def main(arguments: Sequence[str]) -> int | None:
         if hasattr(os, "sched_setaffinity"):  # of both: the peer inherits it
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: THREADS.value])
         if EPOCH.value or OPERATIONS.value or GROWTH.value:
-            config.meta.variant = variants[0]
+            config = with_gradient(config, variants[0])
         if EPOCH.value:
             _write([epoch_over_steps(config, ROUNDS.value, CLOCKS[CLOCK.value])], "epoch.jsonl")
             return None

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dfkd_jax.config import UserError, get
+from dfkd_jax.config import RENAMED, UserError, get
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration, and after a colon the method: configs/digits.py:mb-dfkd."
@@ -23,6 +23,7 @@ FLAG_ERRORS = (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueE
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Parse the command line; what is wrong with it becomes one sentence and exit code 2."""
     try:
+        check_fields(arguments)
         rest = flags.FLAGS(arguments)
         if CONFIG.value is None:
             raise ValueError("--config is missing; give a file such as configs/digits.py.")
@@ -32,6 +33,29 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     except FLAG_ERRORS as error:
         sys.exit(fail(sentence(error), 2))
     return rest
+
+
+def check_fields(arguments: Sequence[str]) -> None:
+    """Refuse fields that cannot be set, or no longer under that name, on the command line.
+
+    Raises:
+      ValueError: one sentence.
+    """
+    for argument in arguments:
+        field, _, value = argument.lstrip("-").partition("=")
+        field = field.removeprefix("config.") if field.startswith("config.") else None
+        if field in RENAMED:
+            raise ValueError(f"config.{field} is no field any more; allowed is {RENAMED[field]}.")
+        if field == "meta.variant" and value == "none":
+            raise ValueError(
+                "config.meta.variant is 'none'; joint replay is --config.objective=joint, and no "
+                "replay the method adversarial."
+            )
+        if field == "method":
+            raise ValueError(
+                f"config.method is {value!r}, which would only rename the run; the method follows "
+                f"the colon, --config=FILE:{value}."
+            )
 
 
 def configurations() -> Callable[..., ConfigDict]:

@@ -8,7 +8,7 @@ each value of a field.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +22,8 @@ from dfkd_jax.child_process import in_child, run_seeds, train_teacher
 from dfkd_jax.command_line import CONFIG, FLAG_ERRORS, WORKDIR, fail
 from dfkd_jax.config import UserError
 from dfkd_jax.gradients_flag import chosen_gradients
-from dfkd_jax.meta import VARIANTS
 from dfkd_jax.methods import METHODS
+from dfkd_jax.objectives import WITH_INNER_STEP
 from dfkd_jax.outputs import method_names
 from dfkd_jax.overall_progress import OverallProgress
 from dfkd_jax.stop import Stopped, stop_requests
@@ -84,7 +84,7 @@ def combinations(
     Args:
       load: method and fields ↦ a fresh configuration.
       methods: keys of `METHODS`.
-      gradients: keys of `VARIANTS`.
+      gradients: keys of `config.INNER_VARIANTS`.
       workdir: of the comparison.
       varied: see `settings`; the fields are named in the label.
 
@@ -92,15 +92,14 @@ def combinations(
       UserError: an unknown or no method or gradient, or a field that cannot work.
     """
     _check_names("--methods", methods, METHODS)
-    _check_names("--gradients", gradients, VARIANTS)
+    _check_names("--gradients", gradients, config_lib.INNER_VARIANTS)
     found: dict[str, Combination] = {}
     try:
         for method in dict.fromkeys(methods):
-            own = load(method, **varied[0]).meta.variant
-            chosen = [own] if own in run_folders.JOINT else gradients
-            for gradient, fields in itertools.product(chosen, varied):
+            for fields, gradient in _with_gradients(load, method, varied, gradients):
                 config = load(method, **fields)
-                config.meta.variant = gradient
+                if gradient is not None:
+                    config.meta.variant = gradient
                 if config.teacher.checkpoint is None:
                     _check_teacher_is_shared(fields)
                 config_lib.check(config)
@@ -108,12 +107,30 @@ def combinations(
                     config.teacher.checkpoint = str(workdir / "teacher")
                     if is_teacher(config.teacher.checkpoint):
                         config_lib.check(config)
-                label = run_folders.label(method, gradient, config.meta.objective)
+                label = run_folders.method_label(method_names(config))
                 label = " ".join([label, *(f"{f}={config_lib.get(config, f)}" for f in fields)])
                 found[label] = Combination(label, config)
     except FLAG_ERRORS as error:
         raise UserError(command_line.sentence(error)) from error
     return list(found.values())
+
+
+def _with_gradients(
+    load: Callable[..., ml_collections.ConfigDict],
+    method: str,
+    varied: Sequence[dict[str, str]],
+    gradients: Sequence[str],
+) -> Iterator[tuple[dict[str, str], str | None]]:
+    """Each choice of fields with each gradient; None where the method's own is the only one."""
+    chosen = []
+    for fields in varied:
+        config = load(method, **fields)
+        single = config.objective not in WITH_INNER_STEP or config.meta.variant == "detached"
+        chosen.append([None] if single else gradients)
+    for gradient in dict.fromkeys(itertools.chain(*chosen)):
+        for fields, own in zip(varied, chosen, strict=True):
+            if gradient in own:
+                yield fields, gradient
 
 
 def _check_teacher_is_shared(varied: Iterable[str]) -> None:

@@ -5,12 +5,33 @@ from typing import Any
 
 import ml_collections
 
-from dfkd_jax import data, data_specs, devices, losses, meta, models, replay, teacher
+from dfkd_jax import (
+    batch_norm,
+    data,
+    data_specs,
+    devices,
+    losses,
+    meta,
+    models,
+    objectives,
+    replay,
+    teacher,
+)
 from dfkd_jax.classifiers import IMAGE_SIZES, create_classifier
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.epoch import LOOPS
 from dfkd_jax.generator import base_size
+from dfkd_jax.methods import METHODS
 from dfkd_jax.own_module import check_call, is_own
+
+MATMUL_PRECISIONS = ("default", "bfloat16", "tensorfloat32", "float32")
+STUDENT_MODES = ("train", "eval", "eval_after_test")
+INNER_VARIANTS = [variant for variant in meta.VARIANTS if variant != "none"]
+# Fields of earlier versions, and what there is in their place.
+RENAMED = {
+    "meta.objective": "config.objective: for 'paper' lra or joint, for 'code' lra_concatenated or "
+    "concatenated",
+}
 
 # A run may go on with other values of these: they do not change what it computes.
 FREE_FIELDS = ("loop", "dataset.data_dir", "parallel.devices", "parallel.mapping")
@@ -36,6 +57,7 @@ def check(config: ml_collections.ConfigDict, *, reads_data: bool = True) -> None
             training = config.teacher.checkpoint is None or config.dataset.validation_size
             data.check_prepared(spec, config.dataset.data_dir, train=bool(training))
         _check_models(config, spec)
+        _check_batch_norm_term(config, spec)
         _check_card(config, spec)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
@@ -45,12 +67,16 @@ def _check_choices(config: ml_collections.ConfigDict) -> None:
     choices = {
         "loop": LOOPS,
         "compute_dtype": models.COMPUTE_DTYPES,
+        "matmul_precision": MATMUL_PRECISIONS,
+        "method": METHODS,
+        "objective": objectives.OBJECTIVES,
         "parallel.mapping": devices.MAPPINGS,
         "student.optimizer": ("sgd", "adam"),
         "loss.distance": losses.DISTANCES,
         "loss.adversarial_form": losses.ADVERSARIAL,
-        "meta.variant": meta.VARIANTS,
-        "meta.objective": ("paper", "code"),
+        "loss.entropy_logarithm": losses.LOGARITHMS,
+        "generator.student_mode": STUDENT_MODES,
+        "meta.variant": INNER_VARIANTS,
         "replay.kind": replay.SCHEMES,
         "replay.push_unit": ("epoch", "iteration"),
     }
@@ -58,13 +84,32 @@ def _check_choices(config: ml_collections.ConfigDict) -> None:
         value = get(config, field)
         if value not in allowed:
             raise ValueError(f"config.{field} is {value!r}; allowed are {', '.join(allowed)}.")
-    if config.replay.kind == "none" and (
-        config.meta.variant != "none" or config.meta.objective != "paper"
-    ):
+    _check_objective(config)
+
+
+def _check_objective(config: ml_collections.ConfigDict) -> None:
+    """The objective, what it replays and how its gradient is taken must go together."""
+    kind, objective = config.replay.kind, config.objective
+    if (kind == "none") != (objective == "acquisition"):
+        allowed = ["acquisition"] if kind == "none" else list(objectives.OBJECTIVES)[1:]
         raise ValueError(
-            f"config.meta.variant is {config.meta.variant!r} and config.meta.objective is "
-            f"{config.meta.objective!r} but config.replay.kind is 'none'; without replay there is "
-            "nothing to retain, and only variant 'none' with objective 'paper' is allowed."
+            f"config.objective is {objective!r} but config.replay.kind is {kind!r}, with which "
+            f"allowed are {', '.join(allowed)}."
+        )
+    if objective in ("acquisition", "concatenated") and config.retention_weight != 1:
+        raise ValueError(
+            f"config.retention_weight is {config.retention_weight} but config.objective is "
+            f"{objective!r}, which has no such weight; allowed is 1.0."
+        )
+    if config.meta.variant == "finite_difference" and config.compute_dtype != "float32":
+        raise ValueError(
+            f"config.meta.variant is 'finite_difference' but config.compute_dtype is "
+            f"{config.compute_dtype!r}, whose differences are rounding alone; allowed is 'float32'."
+        )
+    if config.replay.accumulate_recall_gradient and config.replay.recall_steps != 1:
+        raise ValueError(
+            "config.replay.accumulate_recall_gradient is True but config.replay.recall_steps is "
+            f"{config.replay.recall_steps}; allowed is 1."
         )
 
 
@@ -102,6 +147,7 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         "student.weight_decay",
         "meta.inner_lr",
         "meta.inner_weight_decay",
+        "retention_weight",
         "replay.kl_weight",
         "replay.recall_steps",
         "replay.recall_information_entropy",
@@ -160,6 +206,19 @@ def _check_models(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
         base_size(spec.image_shape)
     except ValueError as error:
         raise ValueError(f"config.dataset.image_size is {spec.image_shape[0]}: {error}") from error
+
+
+def _check_batch_norm_term(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
+    """The term compares with running statistics: a teacher that keeps none makes it 0."""
+    if not config.loss.batch_norm:
+        return
+    module = create_classifier(config.teacher.model, spec.num_classes)
+    if not batch_norm.count(module, spec.image_shape):
+        raise ValueError(
+            f"config.loss.batch_norm is {config.loss.batch_norm} but config.teacher.model "
+            f"{config.teacher.model!r} has no flax.linen.BatchNorm whose statistics to match; "
+            "allowed is 0.0."
+        )
 
 
 def _check_size(name: str, image_shape: tuple[int, int, int]) -> None:

@@ -1,7 +1,19 @@
-"""Random draws per global example, so that what is drawn does not depend on the device count."""
+"""Random keys by name, and draws per global example.
+
+Every random draw of a run comes from its key, the name of its use and a counter, so a resumed run
+draws what the uninterrupted one would have drawn, and a new use changes no other. What is drawn
+does not depend on the device count.
+"""
+
+import zlib
 
 import jax
 import jax.numpy as jnp
+
+
+def stream(key: jax.Array, name: str, counter: jax.Array | int = 0) -> jax.Array:
+    """The key of the `counter`-th draw for a use: CRC-32(name) and the counter are folded in."""
+    return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), counter)
 
 
 def example_keys(key: jax.Array, first_example: jax.Array | int, count: int) -> jax.Array:

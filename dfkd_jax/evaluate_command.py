@@ -229,6 +229,7 @@ def table(found: dict[str, Any]) -> str:
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Parse the command line; what is wrong with it becomes one sentence and exit code 2."""
     try:
+        command_line.check_fields(arguments)
         rest = flags.FLAGS(arguments)
         if CONFIG.value is None:
             raise ValueError("--config is missing; give a file such as configs/digits.py.")

@@ -3,10 +3,11 @@
 An encoder and a memory generator learn the generator's past output; recalling is decoding latent
 vectors that the teacher finds easy. No image is stored (Binici et al., AAAI 2022).
 
-Two habits of the authors' code are left out. There the gradient that the recall objective leaves
-in the memory generator's parameters is added to that of the autoencoder's loss, because it is never
-cleared; here each gradient serves its own purpose. And there the student's recall runs on the
-memory generator's running statistics; here every recall runs on those of its batch.
+Two habits of the authors' code are off by default, with a switch for each (docs/differences.md):
+`config.replay.accumulate_recall_gradient` adds the gradient that the recall objective leaves in the
+memory generator's parameters to that of the autoencoder's loss; with
+`config.replay.recall_running_statistics` the student's recall runs on the memory generator's
+running statistics, not on those of its batch.
 """
 
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def vae_loss(
       axis_name: the mapped axis over which the batch is split.
     """
     chex.assert_trees_all_equal_shapes(original, reconstruction)
-    pixels = jnp.mean(jnp.abs(original.images - reconstruction.images), axis=(1, 2, 3))
+    pixels = jnp.mean(losses.absolute(original.images - reconstruction.images), axis=(1, 2, 3))
     logits = losses.l1_distance(reconstruction.logits, original.logits)
     per_example = pixels + logits + kl_weight * kl_to_normal(mean, log_variance)
     if example_weights is None:
@@ -185,9 +186,10 @@ def create(
         return draw.normal(key, first, count, latent_dim)
 
     def init(key: jax.Array) -> GenerativeMemory:
+        keys = {name: draw.stream(key, name) for name in ("encoder", "generator")}
         variables = {
-            "encoder": encoder.init(jax.random.fold_in(key, 0), jnp.zeros((2, *image_shape))),
-            "generator": generator.init(jax.random.fold_in(key, 1), jnp.zeros((2, latent_dim))),
+            "encoder": encoder.init(keys["encoder"], jnp.zeros((2, *image_shape))),
+            "generator": generator.init(keys["generator"], jnp.zeros((2, latent_dim))),
         }
         params = {name: value["params"] for name, value in variables.items()}
         return GenerativeMemory(
@@ -200,25 +202,50 @@ def create(
     def variables_of(memory: GenerativeMemory, params: dict, name: str) -> dict[str, Any]:
         return {"params": params[name], "batch_stats": memory.batch_stats[name]}
 
-    def recall(memory: GenerativeMemory, key: jax.Array, teacher: Teacher) -> RetentionBatch:
-        variables = variables_of(memory, memory.params, "generator")
+    objective = {
+        "information_entropy": settings.recall_information_entropy,
+        "one_hot": settings.recall_one_hot,
+        "axis_name": axis_name,
+    }
 
+    def decoded(
+        memory: GenerativeMemory, params: dict, latents: jax.Array, train: bool
+    ) -> jax.Array:
+        """What the memory generator makes of z, on statistics of this batch or running ones."""
+        variables = variables_of(memory, params, "generator")
+        return generator.apply(variables, latents, train=train, update_stats=False)
+
+    def recall(memory: GenerativeMemory, key: jax.Array, teacher: Teacher) -> RetentionBatch:
+        """The student's."""
+        return recalled(memory, key, teacher, train=not settings.recall_running_statistics)
+
+    def recalled(
+        memory: GenerativeMemory, key: jax.Array, teacher: Teacher, train: bool
+    ) -> RetentionBatch:
         def images_of(latents: jax.Array) -> jax.Array:
-            return generator.apply(variables, latents, train=True, update_stats=False)
+            return decoded(memory, memory.params, latents, train)
 
         latents = recall_latent(
             normal(key, recalled_images),
             lambda latents: teacher(images_of(latents))[0],
             steps=settings.recall_steps,
             learning_rate=settings.recall_learning_rate,
-            information_entropy=settings.recall_information_entropy,
-            one_hot=settings.recall_one_hot,
-            axis_name=axis_name,
+            **objective,
         )
         images = lax.stop_gradient(images_of(latents))
         logits = lax.stop_gradient(teacher(images)[0])
         weight = (memory.observations > 0).astype(images.dtype)
         return RetentionBatch(images, logits, weight)
+
+    def recall_gradient(memory: GenerativeMemory, key: jax.Array, teacher: Teacher) -> Any:
+        """∇ of the recall objective, where its one step starts, by the memory's parameters."""
+        latents = normal(key, recalled_images)
+
+        def loss(params: dict[str, Any]) -> jax.Array:
+            images = decoded(memory, params, latents, train=True)
+            return recall_objective(latents, teacher(images)[0], **objective)
+
+        return jax.grad(loss)(memory.params)
 
     def observe(
         memory: GenerativeMemory,
@@ -227,19 +254,20 @@ def create(
         iteration: jax.Array,
         teacher: Teacher,
     ) -> GenerativeMemory:
-        recall_key, *noise_keys = (jax.random.fold_in(key, use) for use in range(3))
-        recalled = recall(memory, recall_key, teacher)
-        parts = (batch, Batch(recalled.images, recalled.logits))
+        recall_key = draw.stream(key, "recall")
+        own = recalled(memory, recall_key, teacher, train=True)
+        parts = (batch, Batch(own.images, own.logits))
         original = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         counts = [part.images.shape[0] for part in parts]
-        knows = jnp.where(iteration > 0, recalled.weight, 0)
+        knows = jnp.where(iteration > 0, own.weight, 0)
         weights = jnp.concatenate(
             [jnp.ones(counts[0], knows.dtype), jnp.broadcast_to(knows, counts[1:])]
         )
-        noise = jnp.concatenate([normal(k, n) for k, n in zip(noise_keys, counts, strict=True)])
+        keys = [draw.stream(key, name) for name in ("noise_of_current", "noise_of_recalled")]
+        noise = jnp.concatenate([normal(k, n) for k, n in zip(keys, counts, strict=True)])
 
         def loss(params: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
-            with batch_norm.masked(weights):
+            with batch_norm.masked(weights > 0):
                 (mean, log_variance), encoder_updates = encoder.apply(
                     variables_of(memory, params, "encoder"),
                     original.images,
@@ -265,6 +293,9 @@ def create(
             }
 
         gradient, batch_stats = jax.grad(loss, has_aux=True)(memory.params)
+        if settings.accumulate_recall_gradient:
+            left = recall_gradient(memory, recall_key, teacher)
+            gradient = jax.tree.map(lambda g, more: g + knows * more, gradient, left)
         if axis_name is not None:
             gradient = lax.pmean(gradient, axis_name)
         updates, opt_state = optimizer.update(gradient, memory.opt_state)
@@ -278,12 +309,12 @@ def create(
     def exhibit(memory: GenerativeMemory, count: int, key: jax.Array, teacher: Teacher) -> Batch:
         rounds = -(-count // recalled_images) if memory.observations > 0 else 0
         compiled = jax.jit(lambda memory, key: recall(memory, key, teacher))
-        recalls = [compiled(memory, jax.random.fold_in(key, i)) for i in range(rounds)]
+        recalls = [compiled(memory, draw.stream(key, "exhibit", i)) for i in range(rounds)]
         if not recalls:
             return Batch(jnp.zeros((0, *image_shape)), jnp.zeros((0, num_classes)))
         return Batch(
-            jnp.concatenate([recalled.images for recalled in recalls])[:count],
-            jnp.concatenate([recalled.logits for recalled in recalls])[:count],
+            jnp.concatenate([one.images for one in recalls])[:count],
+            jnp.concatenate([one.logits for one in recalls])[:count],
         )
 
     observing = min(settings.observe_steps, config.student.steps)

@@ -20,6 +20,15 @@ def batch_mean(x: jax.Array, axis_name: str | None = None) -> jax.Array:
     return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
+def absolute(x: jax.Array) -> jax.Array:
+    """|x| with derivative sign(x), which is 0 at 0, as in PyTorch; JAX's own is 1 there.
+
+    Where student and teacher agree there is nothing to descend: a derivative of 1 would push every
+    logit of such an image the same way.
+    """
+    return x * jnp.sign(x)
+
+
 # Distances d(S, T) per example, (B, K) × (B, K) → (B,). L_acq and L_ret are their batch means.
 
 
@@ -27,7 +36,7 @@ def l1_distance(student: jax.Array, teacher: jax.Array, temperature: float = 1.0
     """Mean over classes of |S − T|, on logits, without temperature (paper, equation 2)."""
     del temperature
     chex.assert_equal_shape([student, teacher])
-    return jnp.mean(jnp.abs(student - teacher), axis=-1)
+    return jnp.mean(absolute(student - teacher), axis=-1)
 
 
 def kl_distance(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
@@ -42,6 +51,7 @@ DISTANCES: dict[str, Callable] = {"l1": l1_distance, "kl": kl_distance}
 
 
 # Adversarial terms of the generator, to be minimised by it: low where teacher and student differ.
+# Whether a term also sends its gradient through the teacher's logits is part of the method.
 
 
 def js_adversarial(
@@ -51,8 +61,11 @@ def js_adversarial(
 
     With P = softmax(T/τ), Q = softmax(S/τ), M = (P + Q)/2, each then clipped to [0.01, 0.99],
     JS = ½ mean(M (log M − log P)) + ½ mean(M (log M − log Q)), the mean over batch and classes.
-    Dividing by the class count makes the term weak; it is kept as published.
+    Dividing by the class count makes the term weak; it is kept as published. The teacher's logits
+    carry no gradient, as in all four agents of the code: the generator looks for images on which
+    the student's answer moves away, and leaves the teacher's answer to the other terms.
     """
+    teacher = lax.stop_gradient(teacher)
     p = jax.nn.softmax(teacher / temperature)
     q = jax.nn.softmax(student / temperature)
     m = (p + q) / 2
@@ -64,14 +77,17 @@ def js_adversarial(
 def l1_adversarial(
     teacher: jax.Array, student: jax.Array, temperature: float, axis_name: str | None = None
 ) -> jax.Array:
-    """−mean |T − S| (Fang et al., 2019)."""
+    """−mean |T − S|, with the gradient through both networks (DFAD: Fang et al., 2019)."""
     return -batch_mean(l1_distance(student, teacher, temperature), axis_name)
 
 
 def kl_adversarial(
     teacher: jax.Array, student: jax.Array, temperature: float, axis_name: str | None = None
 ) -> jax.Array:
-    """−τ² KL(softmax(T/τ) ‖ softmax(S/τ)) (Micaelli and Storkey, 2019)."""
+    """−τ² KL(softmax(T/τ) ‖ softmax(S/τ)), with the gradient through both networks.
+
+    Source: ZSKT (Micaelli and Storkey, 2019) and DFQ (Choi et al., 2020).
+    """
     return -batch_mean(kl_distance(student, teacher, temperature), axis_name)
 
 
@@ -90,16 +106,28 @@ def one_hot_loss(teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
     return -batch_mean(jnp.max(jax.nn.log_softmax(teacher), axis=-1), axis_name)
 
 
-def information_entropy_loss(teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Σ_c p̄_c log10 p̄_c: classes should come equally often; −log10 K at best."""
+LOGARITHMS: dict[str, Callable] = {"log10": jnp.log10, "ln": jnp.log}
+
+
+def information_entropy_loss(
+    teacher: jax.Array, axis_name: str | None = None, *, logarithm: str = "log10"
+) -> jax.Array:
+    """Class balance Σ_c p̄_c log p̄_c: classes should come equally often; −log K at best.
+
+    Args:
+      teacher: T, (B, K).
+      axis_name: the mapped axis over which the batch is split.
+      logarithm: log10 in the code of DAFL, PRE-DFKD and LRA; ln, 2.3 times as strong, in DFQ and in
+        the baselines of CMI and Fast-Datafree.
+    """
     mean = batch_mean(jax.nn.softmax(teacher), axis_name)
     mean = jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)  # 0 log 0 = 0, with gradient 0
-    return jnp.sum(mean * jnp.log10(mean))
+    return jnp.sum(mean * LOGARITHMS[logarithm](mean))
 
 
 def activation_loss(features: jax.Array, axis_name: str | None = None) -> jax.Array:
     """−mean |f_T|: real images excite the teacher's features (Chen et al., 2019)."""
-    return -batch_mean(jnp.mean(jnp.abs(features), axis=-1), axis_name)
+    return -batch_mean(jnp.mean(absolute(features), axis=-1), axis_name)
 
 
 class LayerStatistics(NamedTuple):
@@ -143,22 +171,26 @@ def generator_loss(
     *,
     adversarial_form: str = "js",
     adversarial_temperature: float = 3.0,
+    entropy_logarithm: str = "log10",
     axis_name: str | None = None,
 ) -> jax.Array:
     """oh · one_hot + ie · information_entropy + a · activation + adversarial + bn · batch_norm.
 
     Args:
-      teacher: T, (B, K). student: S, (B, K); the term sends its gradient through both.
+      teacher: T, (B, K). student: S, (B, K).
       features: f_T, (B, D).
       layers: the teacher's batch-norm statistics on this batch; used if bn is not 0.
       weights: of the terms.
       adversarial_form: a key of `ADVERSARIAL`; adversarial_temperature: its τ.
+      entropy_logarithm: a key of `LOGARITHMS`, of the information entropy.
       axis_name: the mapped axis over which the batch is split.
     """
     chex.assert_equal_shape([teacher, student])
     terms = {
         "one_hot": lambda: one_hot_loss(teacher, axis_name),
-        "information_entropy": lambda: information_entropy_loss(teacher, axis_name),
+        "information_entropy": lambda: information_entropy_loss(
+            teacher, axis_name, logarithm=entropy_logarithm
+        ),
         "activation": lambda: activation_loss(features, axis_name),
         "adversarial": lambda: ADVERSARIAL[adversarial_form](
             teacher, student, adversarial_temperature, axis_name

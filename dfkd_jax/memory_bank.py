@@ -128,6 +128,20 @@ def newest(bank: MemoryBank, count: int) -> tuple[jax.Array, jax.Array]:
     return images.reshape(-1, *images.shape[2:]), logits.reshape(-1, logits.shape[-1])
 
 
+def push_is_due(iteration: jax.Array | int, period: int, unit: int = 1) -> jax.Array | bool:
+    """Whether this iteration's last batch is stored.
+
+    At the end of the first unit, then of every `period`-th: of units 0, p, 2p, … counted from 0, as
+    the authors' code has it. With p = 5 epochs replay begins in the second epoch.
+
+    Args:
+      iteration: from 0; may be traced.
+      period: p, in units.
+      unit: iterations of a unit, those of an epoch or 1.
+    """
+    return ((iteration + 1) % unit == 0) & (iteration // unit % period == 0)
+
+
 def create(
     config: ml_collections.ConfigDict,
     image_shape: tuple[int, int, int],
@@ -135,7 +149,7 @@ def create(
     axis_name: str | None = None,
     devices: int = 1,
 ) -> ReplayScheme:
-    """The scheme of one configuration: a push every `push_period`, a sample for every student step.
+    """The scheme of one configuration: pushes as `push_is_due`, a sample for every student step.
 
     Over several devices each keeps images of its own, its share of every entry.
 
@@ -147,9 +161,8 @@ def create(
         `config.replay.entry_size`.
     """
     entry_size = config.replay.entry_size // devices
-    period = config.replay.push_period * (
-        config.iterations_per_epoch if config.replay.push_unit == "epoch" else 1
-    )
+    unit = config.iterations_per_epoch if config.replay.push_unit == "epoch" else 1
+    period = config.replay.push_period
 
     def empty(key: jax.Array) -> MemoryBank:
         del key
@@ -163,7 +176,7 @@ def create(
         teacher: Teacher,
     ) -> MemoryBank:
         del key, teacher
-        due = (iteration + 1) % period == 0
+        due = push_is_due(iteration, period, unit)
         return push(bank, batch.images, batch.logits, when=due)
 
     def recall(bank: MemoryBank, key: jax.Array, teacher: Teacher) -> RetentionBatch:

@@ -6,7 +6,8 @@ method what it is belong here too, hyper-parameters that depend on the data set 
 
 import ml_collections
 
-_NO_REPLAY = {"replay.kind": "none", "meta.variant": "none"}
+_NO_REPLAY = {"replay.kind": "none", "objective": "acquisition"}
+_LRA = {"objective": "lra", "meta.variant": "exact"}
 _ONLY_ADVERSARIAL = {
     "loss.one_hot": 0.0,
     "loss.information_entropy": 0.0,
@@ -16,18 +17,23 @@ _ONLY_ADVERSARIAL = {
 
 METHODS: dict[str, dict] = {
     # Learning to retain while acquiring (Patel et al., CVPR 2023), with a memory bank.
-    "lra-mb": {"replay.kind": "memory_bank", "meta.variant": "exact"},
-    # Joint replay of a memory bank (Binici et al., WACV 2022).
-    "mb-dfkd": {"replay.kind": "memory_bank", "meta.variant": "none"},
+    "lra-mb": {"replay.kind": "memory_bank", **_LRA},
+    # Joint replay of a memory bank (Binici et al., WACV 2022) as the paper of LRA writes it.
+    "mb-dfkd": {"replay.kind": "memory_bank", "objective": "joint"},
+    # The same in one pass over [x̂; x̂_m]: what the authors' code computes for MB-DFKD, and in effect
+    # for "Ours-1" too.
+    "mb-dfkd-concatenated": {"replay.kind": "memory_bank", "objective": "concatenated"},
     # LRA with generative replay in place of the bank: "Ours-2" of the paper.
-    "lra-gr": {"replay.kind": "generative", "meta.variant": "exact"},
-    # Joint generative replay (Binici et al., AAAI 2022).
-    "pre-dfkd": {"replay.kind": "generative", "meta.variant": "none"},
-    # What the authors' code for lra-mb computes in effect: its inner model is detached from the
-    # student, so only the joint loss on [x̂; x̂_m] reaches θ.
+    "lra-gr": {"replay.kind": "generative", **_LRA},
+    # Joint generative replay (Binici et al., AAAI 2022), as the paper of LRA writes it.
+    "pre-dfkd": {"replay.kind": "generative", "objective": "joint"},
+    # The same in one pass, as the authors' code computes PRE-DFKD and in effect "Ours-2".
+    "pre-dfkd-concatenated": {"replay.kind": "generative", "objective": "concatenated"},
+    # What the authors' code does for lra-mb, step by step: its inner model is detached from the
+    # student, so only the one-pass joint loss reaches θ. The same update as mb-dfkd-concatenated.
     "lra-mb-detached": {
         "replay.kind": "memory_bank",
-        "meta.objective": "code",
+        "objective": "lra_concatenated",
         "meta.variant": "detached",
     },
     # The same generator and student without any replay.
@@ -51,7 +57,8 @@ METHODS: dict[str, dict] = {
         "loss.adversarial_form": "kl",
         "loss.adversarial_temperature": 1.0,
     },
-    # Data-free network quantization with adversarial knowledge distillation (Choi et al., 2020).
+    # Data-free network quantization with adversarial knowledge distillation (Choi et al., 2020), as
+    # CMI and Fast-Datafree have it: class balance with the natural logarithm, weight 20.
     "dfq": {
         **_NO_REPLAY,
         **_ONLY_ADVERSARIAL,
@@ -60,6 +67,7 @@ METHODS: dict[str, dict] = {
         "loss.adversarial_temperature": 1.0,
         "loss.one_hot": 1.0,
         "loss.information_entropy": 20.0,
+        "loss.entropy_logarithm": "ln",
         "loss.batch_norm": 1.0,
     },
 }

@@ -16,6 +16,7 @@ from dfkd_jax import data, processes, results, samples
 from dfkd_jax.algorithm import Algorithm
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.figures import learning_curve
+from dfkd_jax.objectives import WITH_INNER_STEP
 from dfkd_jax.progress import summary_table
 from dfkd_jax.resume import Run
 from dfkd_jax.state import DistillState
@@ -93,8 +94,9 @@ def method_names(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {
         "method": config.method,
         "replay": config.replay.kind,
-        "gradient": config.meta.variant,
-        "objective": config.meta.objective,
+        "objective": config.objective,
+        # How the gradient of the retention term is taken, where there is an inner step.
+        "gradient": config.meta.variant if config.objective in WITH_INNER_STEP else None,
         "dataset": data.tested_on(config),
         "teacher": config.teacher.model,
         "student": config.student.model,

@@ -161,7 +161,7 @@ def summary_table(
             "in memory, final": f"{_show('{:.2f} %', summary.get('final_memory_agreement'))}, "
             f"distance {_show('{:.3f}', summary.get('final_memory_distance'))}",
         }
-    words = [summary.get(key) for key in ("method", "replay", "gradient", "objective")]
+    words = [summary.get(key) for key in ("method", "replay", "objective", "gradient")]
     rows = {
         "method": " · ".join(str(word) for word in words if word),
         "teacher": teacher,

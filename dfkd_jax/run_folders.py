@@ -12,17 +12,20 @@ from dfkd_jax import data, results
 from dfkd_jax.config import FREE_FIELDS, UserError
 from dfkd_jax.meta import VARIANTS
 from dfkd_jax.methods import METHODS
+from dfkd_jax.objectives import OBJECTIVES
 
 FAILURE = "failure.json"  # in the folder of a run that ended with an error
-JOINT = ("none", "detached")  # gradients that nothing sends back through the inner step
 SCHEMES = {"memory_bank": "memory bank", "generative": "generative replay", "none": "no replay"}
 AUTHORS_CODE = (
-    "what the authors' code computes in effect: joint replay on the concatenated batch; the "
-    "retention term at θ' sends no gradient"
+    "joint replay in one pass over [x̂; x̂_m], which is what the authors' code computes for MB-DFKD "
+    "and PRE-DFKD, and in effect for LRA too, as its retention term at θ' sends no gradient"
 )
 
 # Runs that differ in these only are runs of one label.
-_NOT_COMPARED = {"seed", "method", "meta.variant", "teacher.checkpoint", *FREE_FIELDS}
+_NOT_COMPARED = {
+    *("seed", "method", "objective", "meta.variant", "teacher.checkpoint"),
+    *FREE_FIELDS,
+}
 
 
 class Run(NamedTuple):
@@ -37,42 +40,49 @@ class Run(NamedTuple):
     failure: str | None = None  # the sentence a failed run ended with
 
 
-def label(method: str, gradient: str, objective: str = "paper") -> str:
+def label(method: str, gradient: str | None, objective: str) -> str:
     """The name of a combination: the method alone where it has but one gradient.
 
-    `mb-dfkd`, `lra-mb_exact`, `lra-mb_first_order_code`; fit for a folder and the command line.
+    `mb-dfkd`, `lra-mb_exact`, `lra-mb_first_order_lra_concatenated`; fit for a folder and the
+    command line.
+
+    Args:
+      method: a key of `METHODS`, or a name of an earlier version.
+      gradient: a key of `VARIANTS`; None where the objective has no inner step.
+      objective: a key of `OBJECTIVES`.
     """
-    preset = METHODS.get(method, {})
+    preset = METHODS.get(method, {"objective": objective})
     parts = [method]
-    if gradient not in JOINT or gradient != preset.get("meta.variant"):
+    if gradient is not None and (gradient, preset.get("meta.variant")) != ("detached", "detached"):
         parts.append(gradient)
-    if objective != preset.get("meta.objective", "paper"):
+    if objective != preset["objective"]:
         parts.append(objective)
     return "_".join(parts)
 
 
 def method_label(names: Mapping[str, Any]) -> str:
     """`label` of what names a run, in summary.json or failure.json."""
-    return label(names["method"], names["gradient"], names.get("objective", "paper"))
+    return label(names["method"], names["gradient"], names["objective"])
 
 
 def is_authors_code(run: Run) -> bool:
     """Whether the run takes the update that the authors' code takes in effect."""
-    return (run.summary.get("gradient"), run.summary.get("objective")) == ("detached", "code")
+    objective, gradient = run.summary.get("objective"), run.summary.get("gradient")
+    return objective == "concatenated" or (objective, gradient) == ("lra_concatenated", "detached")
 
 
 def meaning(run: Run) -> str:
     """What the run's label stands for: its replay and what the student descends."""
-    method, replay, gradient = (run.summary.get(k) for k in ("method", "replay", "gradient"))
+    method, replay, objective, gradient = (
+        run.summary.get(k) for k in ("method", "replay", "objective", "gradient")
+    )
     words = [SCHEMES.get(replay, str(replay).replace("_", " "))]
-    if replay == "none":
-        words.append("∇L_acq(θ) alone")
-    elif is_authors_code(run):
+    if is_authors_code(run):
         words.append(AUTHORS_CODE)
     else:
-        words.append(VARIANTS.get(gradient, str(gradient)))
-        if run.summary.get("objective") == "code":
-            words.append("outside of the inner step L_acq is that of the concatenated batch")
+        words.append(OBJECTIVES.get(objective, str(objective)))
+        if gradient is not None:
+            words.append(f"its gradient {VARIANTS.get(gradient, gradient)}")
     if any(field.startswith("loss.") for field in METHODS.get(method, {})):
         words.append(f"with the losses of {method}")
     return "; ".join(words)
@@ -168,7 +178,7 @@ def curve(run: Run, key: str) -> list[float]:
 
 def is_joint(run: Run) -> bool:
     """Whether the retention loss sends nothing through an inner step."""
-    return run.summary.get("gradient") in JOINT
+    return run.summary.get("gradient") in (None, "detached")
 
 
 def _read(folder: Path) -> Run | str:
@@ -178,7 +188,7 @@ def _read(folder: Path) -> Run | str:
         missing = [n for n in ("config.json", "metrics.jsonl") if not (folder / n).exists()]
         if missing:
             return f"{folder} has a summary but no {' or '.join(missing)}; it is left out."
-    names = results.read_json(folder / ("summary.json" if finished else FAILURE))
+    names = _today(results.read_json(folder / ("summary.json" if finished else FAILURE)))
     config = folder / "config.json"
     return Run(
         method_label(names),
@@ -191,8 +201,25 @@ def _read(folder: Path) -> Run | str:
     )
 
 
+def _today(names: dict[str, Any]) -> dict[str, Any]:
+    """What names a run, in the words of this version.
+
+    Earlier ones had the objectives "paper" and "code", and a gradient for joint replay too.
+    """
+    objective, gradient = names.get("objective", "paper"), names["gradient"]
+    if objective not in ("paper", "code"):
+        return names
+    if gradient == "none":
+        joint = "joint" if objective == "paper" else "concatenated"
+        objective = "acquisition" if names.get("replay") == "none" else joint
+        gradient = None
+    else:
+        objective = "lra" if objective == "paper" else "lra_concatenated"
+    return {**names, "objective": objective, "gradient": gradient}
+
+
 def _order(run: Run) -> tuple:
-    def position(name: str, names: Mapping[str, Any]) -> int:
+    def position(name: str | None, names: Mapping[str, Any]) -> int:
         return [*names, name].index(name)
 
     method, gradient = run.summary["method"], run.summary["gradient"]

@@ -11,9 +11,10 @@ from dfkd_jax.algorithm import Algorithm
 from dfkd_jax.compilation import rarely_run
 from dfkd_jax.data import denormalize
 from dfkd_jax.data_table import DatasetSpec
+from dfkd_jax.draw import stream
 from dfkd_jax.figures import Panel, sample_grid
 from dfkd_jax.replay import Batch
-from dfkd_jax.state import DistillState, stream
+from dfkd_jax.state import DistillState
 from dfkd_jax.steps import Variables
 
 SHOWN = 16  # images of a panel

@@ -11,25 +11,6 @@ from flax import struct
 from dfkd_jax.devices import WHOLE, Layout
 from dfkd_jax.replay import Batch
 
-# Every random draw of a run comes from the run's key, the name of its use and a counter of steps,
-# so a resumed run draws what the uninterrupted one would have drawn.
-_STREAMS = (
-    "init_student",
-    "init_generator",
-    "init_replay",
-    "generate",
-    "acquire",
-    "recall",
-    "learn",
-    "show",
-    "early",
-)
-
-
-def stream(key: jax.Array, name: str, counter: jax.Array | int = 0) -> jax.Array:
-    """The key of the `counter`-th draw for the named use."""
-    return jax.random.fold_in(jax.random.fold_in(key, _STREAMS.index(name)), counter)
-
 
 @struct.dataclass
 class Network:

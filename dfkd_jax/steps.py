@@ -1,13 +1,15 @@
 """The steps of the algorithm, pure functions (state, teacher variables) -> state.
 
     generator step   min_G of the generator's loss, through the frozen teacher and the student
-    student step     min_θ L_acq(θ) + L_ret(θ − α ∇L_acq(θ)) on a fresh and a replayed batch
+    student step     min_θ L_acq(θ) + λ L_ret(θ − α ∇L_acq(θ)) on a fresh and a replayed batch, or
+                     another of `objectives.OBJECTIVES`
     observe step     the replay scheme learns from the last fresh batch
 
-Batch norm, decided once: the student always runs in training mode (batch statistics). The running
-statistics it keeps come from the outer pass over θ: from x̂ for the paper's objective and joint
-replay, from [x̂; x̂_m] for the code's objective. The pass at θ' and every other pass over the
-replayed batch, and the generator's pass through the student, leave no trace in them. The generator
+Batch norm, decided once: the student runs in training mode (batch statistics), for the generator
+too unless config.generator.student_mode says otherwise. The running statistics it keeps come from
+the outer pass over θ: from x̂, or from [x̂; x̂_m] for the concatenated objectives. The pass at θ' and
+every other pass over the replayed batch, and the generator's pass through the student, leave no
+trace in them. The generator
 always runs on batch statistics; its own (and the power iteration of its spectral norm) move in
 generator steps only. The teacher is in evaluation mode throughout.
 """
@@ -24,15 +26,15 @@ import optax
 from jax import lax
 
 from dfkd_jax import batch_norm, draw, losses
-from dfkd_jax.meta import meta_gradient
+from dfkd_jax.draw import stream
 from dfkd_jax.models import Models
+from dfkd_jax.objectives import StudentLosses, objective_gradient
 from dfkd_jax.replay import Batch, ReplayScheme, RetentionBatch, Teacher
 from dfkd_jax.state import (
     DistillState,
     Network,
     Totals,
     generator_optimizer,
-    stream,
     student_optimizer,
 )
 
@@ -149,6 +151,7 @@ def create_steps(
         return generate(state.generator, state.generator.params, key, update_stats=False)[0]
 
     def student_logits(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        """In training mode."""
         (logits, _), updated = models.student.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -157,18 +160,36 @@ def create_steps(
         )
         return logits, updated.get("batch_stats", {})
 
+    def student_seen_by_generator(state: DistillState, images: jax.Array) -> jax.Array:
+        """S(x̂) in the mode that config.generator.student_mode asks for; leaves no statistics."""
+        student = state.student
+
+        def training() -> jax.Array:
+            return student_logits(student.params, student.batch_stats, images)[0]
+
+        def evaluation() -> jax.Array:
+            variables = {"params": student.params, "batch_stats": student.batch_stats}
+            return models.student.apply(variables, images, train=False)[0]
+
+        mode = config.generator.student_mode
+        if mode == "eval_after_test":
+            iteration = state.generator_steps // config.generator.steps
+            tested = (iteration > 0) & (iteration % config.iterations_per_epoch == 0)
+            return lax.cond(tested, evaluation, training)
+        return {"train": training, "eval": evaluation}[mode]()
+
     def teacher_of(variables: Variables) -> Teacher:
         return lambda images: models.teacher.apply(variables, images, train=False)
 
     def generator_step(state: DistillState, teacher_variables: Variables) -> DistillState:
-        generator, student = state.generator, state.student
+        generator = state.generator
         key = stream(state.key, "generate", state.generator_steps)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             images, batch_stats = generate(generator, params, key, update_stats=True)
             with batch_norm.recorded(axis_name) as layers:
                 logits, features = teacher_of(teacher_variables)(images)
-            student_out, _ = student_logits(student.params, student.batch_stats, images)
+            student_out = student_seen_by_generator(state, images)
             value = losses.generator_loss(
                 logits,
                 features,
@@ -177,6 +198,7 @@ def create_steps(
                 weights,
                 adversarial_form=config.loss.adversarial_form,
                 adversarial_temperature=config.loss.adversarial_temperature,
+                entropy_logarithm=config.loss.entropy_logarithm,
                 axis_name=axis_name,
             )
             return value, batch_stats
@@ -193,58 +215,37 @@ def create_steps(
             ),
         )
 
-    def acquisition_loss_of(student: Network, batch: Batch) -> Callable:
-        """θ ↦ (L_acq(θ), batch statistics) on the fresh batch."""
+    def student_losses(
+        student: Network, batch: Batch, replayed: RetentionBatch | None
+    ) -> StudentLosses:
+        """θ ↦ L_acq(θ), L_ret(θ) and the one-pass joint loss on these batches."""
 
-        def acquisition_loss(params: Any) -> tuple[jax.Array, Any]:
+        def acquisition(params: Any) -> tuple[jax.Array, Any]:
             logits, batch_stats = student_logits(params, student.batch_stats, batch.images)
             return jnp.mean(distance(logits, batch.logits)), batch_stats
 
-        return acquisition_loss
-
-    def acquisition_gradient(student: Network, batch: Batch) -> tuple[Any, dict]:
-        """∇L_acq(θ): no replay."""
-        loss = acquisition_loss_of(student, batch)
-        (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(student.params)
-        return mean(gradient), {"acquisition_loss": mean(value), "acquisition_aux": aux}
-
-    def retention_gradient(
-        student: Network, batch: Batch, replayed: RetentionBatch
-    ) -> tuple[Any, dict]:
-        """∇[L_acq(θ) + L_ret(θ')], or the variant of it that the configuration asks for."""
-
-        def retention_loss(params: Any) -> tuple[jax.Array, Any]:
+        def retention(params: Any) -> tuple[jax.Array, Any]:
             logits, batch_stats = student_logits(params, student.batch_stats, replayed.images)
             return replayed.weight * jnp.mean(distance(logits, replayed.logits)), batch_stats
 
-        def joint_loss(params: Any) -> tuple[jax.Array, Any]:
+        def concatenated(params: Any) -> tuple[jax.Array, tuple]:
             """Mean of d over [x̂; x̂_m] in one pass; while nothing is replayed, over x̂ alone."""
-            images, logits, mask = jax.tree.map(
-                lambda *parts: jnp.concatenate(parts),
-                (batch.images, batch.logits, jnp.ones(batch.images.shape[0])),
-                (
-                    replayed.images,
-                    replayed.logits,
-                    jnp.full(replayed.images.shape[0], replayed.weight),
-                ),
+            count = batch.images.shape[0]
+            images = jnp.concatenate([batch.images, replayed.images])
+            there = jnp.concatenate(
+                [
+                    jnp.ones(count, bool),
+                    jnp.broadcast_to(replayed.weight > 0, replayed.images.shape[:1]),
+                ]
             )
-            with batch_norm.masked(mask):
+            with batch_norm.masked(there):
                 student_out, batch_stats = student_logits(params, student.batch_stats, images)
-            return jnp.sum(mask * distance(student_out, logits)) / jnp.sum(mask), batch_stats
+            each = distance(student_out, jnp.concatenate([batch.logits, replayed.logits]))
+            value = jnp.sum(each, where=there) / jnp.sum(there)
+            acquired, retained = jnp.mean(each[:count]), jnp.mean(each[count:])
+            return value, (acquired, replayed.weight * retained, batch_stats)
 
-        return meta_gradient(
-            acquisition_loss_of(student, batch),
-            retention_loss,
-            student.params,
-            inner_lr=config.meta.inner_lr,
-            variant=config.meta.variant,
-            outer_loss=joint_loss if config.meta.objective == "code" else None,
-            inner_weight_decay=config.meta.inner_weight_decay,
-            inner_steps=config.meta.inner_steps,
-            has_aux=True,
-            measure_alignment=config.meta.measure_alignment,
-            axis_name=axis_name,
-        )
+        return StudentLosses(acquisition, retention, concatenated)
 
     def student_step(state: DistillState, teacher_variables: Variables) -> DistillState:
         student, totals = state.student, state.totals
@@ -253,14 +254,15 @@ def create_steps(
         fresh = generated(state, key)
         chex.assert_shape(fresh, (batch_size, *image_shape))
         batch = Batch(fresh, teacher(fresh)[0])
-        if replay is None:
-            gradient, metrics = acquisition_gradient(student, batch)
-            recent = ()
-        else:
-            replayed = replay.recall(
-                state.replay, stream(state.key, "recall", state.student_steps), teacher
-            )
-            gradient, metrics = retention_gradient(student, batch, replayed)
+        replayed = None
+        if replay is not None:
+            key = stream(state.key, "recall", state.student_steps)
+            replayed = replay.recall(state.replay, key, teacher)
+        gradient, metrics = objective_gradient(
+            config, student_losses(student, batch, replayed), student.params, axis_name
+        )
+        recent = ()
+        if replayed is not None:
             # Spread over the batch: where it is split over devices, each keeps images of its own,
             # and together they are the same images on any number of devices.
             count = replay.observed_images

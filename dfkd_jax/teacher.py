@@ -23,6 +23,7 @@ from dfkd_jax.compilation import rarely_run
 from dfkd_jax.data import Split, normalize
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.devices import WHOLE, Devices
+from dfkd_jax.draw import stream
 from dfkd_jax.evaluate import Accuracy
 from dfkd_jax.progress import TEACHER_FIELDS, Progress
 from dfkd_jax.stop import Stopped
@@ -139,7 +140,8 @@ def create_training(
 
     def init(seed: int) -> TrainState:
         key = jax.random.key(seed)
-        variables = model.init(key, jnp.zeros((2, *spec.image_shape)), train=True)
+        images = jnp.zeros((2, *spec.image_shape))
+        variables = model.init(stream(key, "init"), images, train=True)
         return TrainState(
             key=key,
             step=jnp.zeros((), jnp.int32),
@@ -151,7 +153,7 @@ def create_training(
         )
 
     def shuffle(state: TrainState) -> TrainState:
-        key = jax.random.fold_in(state.key, state.step)
+        key = stream(state.key, "order", state.step)
         order = jax.random.permutation(key, count).astype(jnp.int32)
         return state.replace(order=order, loss=jnp.zeros(()))
 
@@ -160,7 +162,7 @@ def create_training(
         chosen = jax.lax.dynamic_slice_in_dim(state.order, first, batch_size)
         batch, targets = devices.split((images[chosen], labels[chosen]))
         if config.augment:
-            key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+            key = stream(state.key, "augment", state.step)
             batch = augment(key, batch, spec.flip)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:

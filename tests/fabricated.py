@@ -16,7 +16,7 @@ COST = {"seconds_per_student_step": 0.0125, "peak_memory_bytes": 300 * MIB}
 def fabricate(root, method, seed, accuracies, teacher=90.0, extra=None, cost=COST, **fields):
     """The folder that a finished run leaves, with these accuracies (percent) over the epochs."""
     config = tiny_config(method, seed=seed, **fields)
-    folder = root / "runs" / run_folders.label(method, config.meta.variant) / f"seed{seed}"
+    folder = root / "runs" / run_folders.method_label(method_names(config)) / f"seed{seed}"
     replays = config.replay.kind != "none"
     history = [
         {

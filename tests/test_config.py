@@ -13,7 +13,7 @@ from dfkd_jax.losses import GeneratorLossWeights
 
 NAMES = (
     *("default", "digits", "mnist", "cifar10", "cifar10_cnn", "cifar10_wrn", "cifar100"),
-    *("svhn", "tiny_imagenet"),
+    *("cifar100_authors", "svhn", "tiny_imagenet"),
 )
 
 
@@ -22,11 +22,17 @@ NAMES = (
 def test_every_config_file_takes_every_method(name, method, monkeypatch):
     monkeypatch.setattr(data, "check_prepared", lambda *args, **kwargs: None)
     config = importlib.import_module(f"configs.{name}").get_config(method)
-    check(config)
+    if (name, method) == ("mnist", "dfq"):  # LeNet-5 has no batch norm
+        with pytest.raises(UserError, match=r"loss\.batch_norm"):
+            check(config)
+    else:
+        check(config)
     assert config.method == method
     assert set(to_dict(config)) == set(to_dict(digits.get_config()))  # no field of its own
     for field, value in methods.METHODS[method].items():
-        assert get(config, field) == value
+        # The authors' code adds the one-pass joint loss to LRA's retention term.
+        authors = name == "cifar100_authors" and (field, value) == ("objective", "lra")
+        assert get(config, field) == ("lra_concatenated" if authors else value)
     assert set(GeneratorLossWeights._fields) <= set(config.loss)
 
 
@@ -37,12 +43,26 @@ def test_the_papers_hyper_parameters():
     assert (config.batch_size, config.iterations_per_epoch, config.epochs) == (512, 72, 400)
     assert (config.replay.capacity, config.replay.entry_size) == (10, 64)
     assert (config.meta.inner_lr, config.student.steps, config.generator.steps) == (0.9, 10, 1)
-    joint = cifar100.get_config("mb-dfkd")
-    assert (joint.batch_size, joint.iterations_per_epoch, joint.replay.entry_size) == (
-        1024,
-        36,
-        128,
-    )
+    joint = cifar100.get_config("mb-dfkd")  # compared at one batch size
+    assert (joint.batch_size, joint.iterations_per_epoch, joint.replay.entry_size) == (512, 72, 64)
+
+
+def test_the_authors_settings_are_a_configuration_of_their_own():
+    """Twice the batch in half the steps for joint replay, and the habits of their code."""
+    from configs import cifar100_authors
+
+    joint = cifar100_authors.get_config("mb-dfkd-concatenated")
+    sizes = (joint.batch_size, joint.iterations_per_epoch, joint.replay.entry_size)
+    assert sizes == (1024, 36, 128)
+    lra = cifar100_authors.get_config("lra-gr")
+    assert (lra.batch_size, lra.iterations_per_epoch, lra.replay.entry_size) == (512, 72, 64)
+    assert (lra.objective, lra.meta.inner_weight_decay) == ("lra_concatenated", 5e-4)
+    shipped = cifar100_authors.get_config()
+    assert (shipped.objective, shipped.meta.variant) == ("lra_concatenated", "detached")
+    for config in (joint, lra, shipped):
+        assert config.generator.student_mode == "eval_after_test"
+        assert config.replay.recall_running_statistics
+        assert config.replay.accumulate_recall_gradient
 
 
 @pytest.mark.parametrize(
@@ -62,13 +82,19 @@ def test_the_papers_hyper_parameters():
         ("student.model", "", ["config.student.model", "lenet5"]),
         ("student.model", "lenet5", ["config.student.model", "8×8×1 images", "28×28"]),
         ("meta.variant", "second_order", ["config.meta.variant", "'second_order'", "exact_hvp"]),
-        ("meta.objective", "thesis", ["config.meta.objective", "paper, code"]),
+        ("objective", "thesis", ["config.objective", "acquisition, joint, concatenated, lra"]),
         ("student.optimizer", "lion", ["config.student.optimizer", "sgd, adam"]),
         ("replay.kind", "disk", ["config.replay.kind", "memory_bank"]),
         ("replay.push_unit", "day", ["config.replay.push_unit", "epoch, iteration"]),
         ("loss.distance", "l7", ["config.loss.distance", "l1, kl"]),
         ("loss.adversarial_form", "x", ["config.loss.adversarial_form", "js, l1, kl"]),
         ("loop", "while", ["config.loop", "auto, scan, step"]),
+        ("method", "dadl", ["config.method", "'dadl'", "lra-mb, mb-dfkd"]),
+        ("matmul_precision", "int8", ["config.matmul_precision", "tensorfloat32, float32"]),
+        ("generator.student_mode", "test", ["config.generator.student_mode", "eval_after_test"]),
+        ("loss.entropy_logarithm", "log2", ["config.loss.entropy_logarithm", "log10, ln"]),
+        ("meta.variant", "none", ["config.meta.variant is 'none'", "allowed are detached"]),
+        ("retention_weight", -1.0, ["config.retention_weight", "-1.0", "0 or more"]),
         ("epochs", 0, ["config.epochs", "0", "1 or more"]),
         ("batch_size", 1, ["config.batch_size", "2 or more"]),
         ("replay.entry_size", 500, ["config.replay.entry_size", "500", "at most"]),
@@ -101,8 +127,51 @@ def test_bad_fields_are_one_sentence(field, value, words, tmp_path):
 
 def test_without_replay_there_is_no_meta_gradient():
     config = digits.get_config("adversarial")
-    config.meta.variant = "exact"
-    with pytest.raises(UserError, match=r"replay\.kind is 'none'"):
+    config.objective = "lra"
+    with pytest.raises(UserError, match=r"replay\.kind is 'none', with which allowed are acquis"):
+        check(config)
+    config = digits.get_config("lra-mb")
+    config.objective = "acquisition"
+    with pytest.raises(UserError, match=r"'memory_bank', with which allowed are joint, concat"):
+        check(config)
+
+
+@pytest.mark.parametrize("fields", [{"retention_weight": 0.5}])
+@pytest.mark.parametrize("method", ["adversarial", "mb-dfkd-concatenated"])
+def test_an_objective_without_a_retention_weight_refuses_one(method, fields):
+    config = digits.get_config(method)
+    config.update(fields)
+    with pytest.raises(UserError, match=r"retention_weight is 0\.5 .* allowed is 1\.0"):
+        check(config)
+
+
+def test_a_finite_difference_needs_single_precision():
+    config = digits.get_config()
+    config.meta.variant, config.compute_dtype = "finite_difference", "bfloat16"
+    with pytest.raises(UserError, match=r"config\.compute_dtype is 'bf.*allowed is 'float32'"):
+        check(config)
+
+
+def test_a_batch_norm_term_needs_a_teacher_with_batch_norm(monkeypatch):
+    """LeNet-5 has none: the term would be 0 in silence."""
+    from configs import mnist
+
+    monkeypatch.setattr(data, "check_prepared", lambda *args, **kwargs: None)
+    config = mnist.get_config()
+    config.loss.batch_norm = 1.0
+    with pytest.raises(UserError, match=r"config\.loss\.batch_norm is 1\.0 .*'lenet5' has no"):
+        check(config)
+    config = digits.get_config("dfq")
+    check(config)
+    config.teacher.model = "tests.networks:LayerNormNet"
+    with pytest.raises(UserError, match=r"LayerNormNet' has no flax\.linen\.BatchNorm"):
+        check(config)
+
+
+def test_the_recalls_gradient_is_left_over_from_one_step_only():
+    config = digits.get_config("lra-gr")
+    config.replay.accumulate_recall_gradient, config.replay.recall_steps = True, 2
+    with pytest.raises(UserError, match=r"recall_steps is 2; allowed is 1"):
         check(config)
 
 

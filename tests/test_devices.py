@@ -134,7 +134,7 @@ def test_the_compiled_epoch_runs_on_several_devices_too(x64, alone, mapping):
     "fields",
     [
         {},
-        pytest.param({"meta.objective": "code"}, marks=pytest.mark.slow),
+        pytest.param({"objective": "lra_concatenated"}, marks=pytest.mark.slow),
         pytest.param({"meta.variant": "exact_hvp"}, marks=pytest.mark.slow),
     ],
 )

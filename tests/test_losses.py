@@ -1,5 +1,6 @@
 """Losses against independent NumPy computations, and what each term acts on."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,17 +96,49 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(form, tau, adversarial)
         np.testing.assert_allclose(value, expected[name], rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", losses.ADVERSARIAL)
-def test_the_adversarial_term_acts_through_student_and_teacher(form):
+@pytest.mark.parametrize("form, through_teacher", [("js", False), ("l1", True), ("kl", True)])
+def test_the_adversarial_term_acts_through_the_student_and_where_the_source_does_the_teacher(
+    form, through_teacher
+):
+    assert set(losses.ADVERSARIAL) == {"js", "l1", "kl"}
+
     def loss(teacher, student):
         return losses.ADVERSARIAL[form](teacher, student, 3.0)
 
     by_teacher, by_student = jax.grad(loss, argnums=(0, 1))(TEACHER, STUDENT)
-    assert np.abs(by_teacher).max() > 1e-4
     assert np.abs(by_student).max() > 1e-4
+    if through_teacher:
+        assert np.abs(by_teacher).max() > 1e-4
+    else:
+        np.testing.assert_array_equal(by_teacher, 0)
     # Lower where the two differ more: the generator looks for disagreement.
     near = losses.ADVERSARIAL[form](jnp.asarray(TEACHER), TEACHER + 0.1 * STUDENT, 3.0)
     assert loss(TEACHER, STUDENT) < near
+
+
+def test_the_absolute_value_has_derivative_zero_at_zero():
+    x = jnp.array([-2.0, 0.0, 3.0])
+    np.testing.assert_array_equal(losses.absolute(x), [2.0, 0.0, 3.0])
+    np.testing.assert_array_equal(jax.grad(lambda x: losses.absolute(x).sum())(x), [-1, 0, 1])
+    assert np.isnan(losses.absolute(jnp.nan))
+
+
+@pytest.mark.parametrize("name", losses.DISTANCES)
+def test_a_student_that_equals_its_teacher_is_not_pushed(name):
+    """At the kink of |S − T| too: no term may prefer one side of agreement."""
+
+    def loss(student):
+        return jnp.mean(losses.DISTANCES[name](student, jnp.asarray(TEACHER), 2.0))
+
+    gradient = jax.grad(loss)(jnp.asarray(TEACHER))
+    np.testing.assert_allclose(gradient, 0, atol=1e-7)
+
+
+def test_the_entropy_term_has_either_logarithm():
+    mean = softmax(TEACHER).mean(0)
+    for name, log in (("log10", np.log10), ("ln", np.log)):
+        value = losses.information_entropy_loss(jnp.asarray(TEACHER), logarithm=name)
+        np.testing.assert_allclose(value, (mean * log(mean)).sum(), rtol=1e-5)
 
 
 def test_the_entropy_term_survives_a_class_that_never_comes():
@@ -141,10 +174,29 @@ def test_recorded_statistics_are_those_of_what_enters_batch_norm(teacher):
     np.testing.assert_array_equal(plain[0], model.apply(variables, images, train=False)[0])
 
 
+def test_recorded_statistics_are_centred_and_in_single_precision(teacher):
+    """In bfloat16, of values far from 0, E[x²] − E[x]² has no digit left."""
+    x = (100 + np.random.default_rng(0).normal(size=(64, 4, 4, 3))).astype(np.float32)
+    half = jnp.asarray(x, jnp.bfloat16)
+    norm = nn.BatchNorm(use_running_average=True, dtype=jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), half)
+    with batch_norm.recorded() as layers:
+        norm.apply(variables, half)
+    exact = np.asarray(half, np.float64)
+    assert layers[0].batch_mean.dtype == layers[0].batch_variance.dtype == jnp.float32
+    np.testing.assert_allclose(layers[0].batch_mean, exact.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(layers[0].batch_variance, exact.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_the_number_of_layers_that_are_recorded():
+    assert batch_norm.count(create_classifier("cnn_half", 10), (8, 8, 1)) == 3
+    assert batch_norm.count(create_classifier("lenet5", 10), (32, 32, 1)) == 0
+
+
 def test_masked_batch_norm_ignores_masked_examples(teacher):
     model, variables, images = teacher
     real = images[:4]
-    mask = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    mask = jnp.array([True, True, True, True, False, False])
     (expected, _), stats = model.apply(variables, real, train=True, mutable=["batch_stats"])
     with batch_norm.masked(mask):
         (logits, _), masked_stats = model.apply(

@@ -63,6 +63,27 @@ def test_behaves_like_a_deque(capacity, entry_size, whens, seed):
         assert int(images[0, 0, 0, 0]) // 100 == model[-1]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    capacity=st.integers(1, 3),
+    period=st.integers(1, 5),
+    unit=st.integers(1, 4),
+    iterations=st.integers(0, 40),
+)
+def test_pushes_come_after_the_first_unit_and_then_every_period(capacity, period, unit, iterations):
+    """Against a deque that the authors' loop fills: `if epoch % period == 0`, epochs from 0."""
+    model = deque(maxlen=capacity)
+    for epoch in range(iterations // unit):
+        if epoch % period == 0:
+            model.append((epoch + 1) * unit - 1)  # the last iteration of the epoch
+    found = deque(maxlen=capacity)
+    for iteration in range(iterations):
+        if memory_bank.push_is_due(iteration, period, unit):
+            found.append(iteration)
+    assert found == model
+    assert bool(jax.jit(memory_bank.push_is_due)(unit - 1, period, unit))  # traced; the first
+
+
 @pytest.mark.parametrize("mix", [False, True])
 def test_sampling_is_uniform_over_what_is_stored(mix):
     bank = memory_bank.init(5, 2, SHAPE, CLASSES)

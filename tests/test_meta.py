@@ -78,7 +78,8 @@ def test_an_outer_loss_replaces_the_acquisition_loss_outside_of_the_inner_step(v
     )
     difference = jax.grad(outer)(params)["w"] - jax.grad(acquisition)(params)["w"]
     np.testing.assert_allclose(changed["w"] - plain["w"], difference, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(metrics["acquisition_loss"], outer(params))
+    np.testing.assert_allclose(metrics["acquisition_loss"], acquisition(params))
+    np.testing.assert_allclose(metrics["outer_loss"], outer(params))
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +240,59 @@ def test_alignment_is_one_for_equal_losses_and_zero_for_a_vanishing_gradient():
         acquisition, acquisition, params, measure_alignment=False, **options
     )
     assert "gradient_alignment" not in metrics
+
+
+@pytest.mark.parametrize("variant", meta.VARIANTS)
+def test_the_retention_term_is_linear_in_its_weight(variant):
+    _, theta, acquisition, retention = quadratics()
+    params = {"w": jnp.asarray(theta)}
+    options = {"inner_lr": 0.2, "variant": variant, "inner_weight_decay": 0.1, "inner_steps": 2}
+    none, once, third = (
+        meta.meta_gradient(acquisition, retention, params, retention_weight=w, **options)[0]["w"]
+        for w in (0.0, 1.0, 0.3)
+    )
+    np.testing.assert_allclose(none, jax.grad(acquisition)(params)["w"], rtol=1e-12)
+    np.testing.assert_allclose(third, none + 0.3 * (once - none), rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("variant", meta.VARIANTS)
+def test_the_gradient_has_the_dtypes_of_the_parameters(variant, dtype):
+    """Leaf by leaf, also where α is an array of another precision."""
+    params = {"a": jnp.ones(3, dtype), "b": jnp.ones(2, jnp.float32)}
+
+    def loss(p):
+        return jnp.sum(jnp.sin(p["a"])) + jnp.sum(p["a"][:2] * p["b"] ** 2)
+
+    for alpha in (0.1, jnp.float32(0.1), jnp.float64(0.1)):
+        gradient, metrics = meta.meta_gradient(loss, loss, params, inner_lr=alpha, variant=variant)
+        assert jax.tree.map(lambda x: x.dtype, gradient) == jax.tree.map(lambda x: x.dtype, params)
+        assert all(np.isfinite(np.asarray(x, np.float64)).all() for x in gradient.values())
+        np.testing.assert_allclose(metrics["gradient_alignment"], 1, rtol=1e-2)
+
+
+def test_a_finite_difference_in_half_precision_is_taken_in_single():
+    """Of bfloat16 values three digits are left: the difference of two would be their rounding."""
+    _, theta, acquisition, retention = quadratics()
+    params = {"w": jnp.asarray(theta, jnp.bfloat16)}
+    exact, numeric = (
+        meta.meta_gradient(acquisition, retention, params, inner_lr=0.2, variant=variant)[0]["w"]
+        for variant in ("exact", "finite_difference")
+    )
+    assert relative(np.float64(numeric), np.float64(exact)) < 0.03
+
+
+def test_the_cosine_is_nan_of_nan_and_never_beyond_one():
+    ones = {"w": jnp.ones(3)}
+    assert np.isnan(meta.cosine(ones, {"w": jnp.full(3, jnp.nan)}))
+    assert np.isnan(meta.cosine({"w": jnp.array([1.0, jnp.nan, 0.0])}, ones))
+    assert meta.cosine(ones, {"w": jnp.zeros(3)}) == 0
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        vector = {"w": jnp.asarray(rng.normal(size=7), jnp.float32)}
+        scaled = {"w": jnp.float32(rng.uniform(0.1, 10)) * vector["w"]}
+        assert meta.cosine(vector, scaled) <= 1
+        assert meta.cosine(vector, {"w": -scaled["w"]}) >= -1
 
 
 def test_unknown_variant_and_no_inner_step_are_refused():

@@ -13,6 +13,20 @@ def dtypes(tree):
     return {leaf.dtype for leaf in jax.tree.leaves(tree)}
 
 
+def test_a_batch_norm_term_is_single_precision_too():
+    """Its statistics are taken in float32 of what a bfloat16 teacher computes."""
+    value = {}
+    for dtype in ("float32", "bfloat16"):
+        steps, state, teacher = build(tiny_config("dfq", compute_dtype=dtype))
+        state = jax.jit(steps.generator_step)(state, teacher)
+        assert dtypes((state.generator, state.totals)) <= {
+            jnp.dtype("float32"),
+            jnp.dtype("int32"),
+        }
+        value[dtype] = float(state.totals.generator_loss)
+    np.testing.assert_allclose(value["bfloat16"], value["float32"], rtol=0.02)
+
+
 @pytest.mark.parametrize("method", ["lra-mb", pytest.param("lra-gr", marks=pytest.mark.slow)])
 def test_bfloat16_reaches_the_layers_and_nothing_else(method):
     params, losses = {}, {}

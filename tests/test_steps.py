@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from dfkd_jax import methods
+from dfkd_jax.draw import stream
+from dfkd_jax.objectives import OBJECTIVES
 from dfkd_jax.replay import Batch
-from dfkd_jax.state import generator_optimizer, stream, student_optimizer
+from dfkd_jax.state import Totals, generator_optimizer, student_optimizer
 from tests.conftest import build, cast, epoch_of, tiny_config
 
 
@@ -81,16 +83,18 @@ def test_the_teacher_sees_the_images_that_the_student_sees(filled):
 def test_only_the_outer_pass_over_theta_moves_the_running_statistics(filled):
     steps, state, teacher = filled
     after = {}
-    for variant in ("none", "exact", "first_order", "exact_hvp"):
+    after["joint"] = student_step(tiny_config("mb-dfkd"), state).student.batch_stats
+    for variant in ("exact", "first_order", "exact_hvp"):
         config = tiny_config(**{"meta.variant": variant})
         after[variant] = student_step(config, state).student.batch_stats
     # The retention pass is at θ or at θ', on the same replayed images: it leaves no trace.
     for variant in ("exact", "first_order", "exact_hvp"):
-        leaves_close(after[variant], after["none"], rtol=1e-5, atol=1e-6)
+        leaves_close(after[variant], after["joint"], rtol=1e-5, atol=1e-6)
     adversarial = student_step(tiny_config("adversarial"), state.replace(replay=(), recent=()))
-    leaves_close(after["none"], adversarial.student.batch_stats, rtol=1e-5, atol=1e-6)
-    joint = student_step(tiny_config(**{"meta.objective": "code"}), state).student.batch_stats
-    assert any(jax.tree.leaves(differs(joint, after["none"])))
+    leaves_close(after["joint"], adversarial.student.batch_stats, rtol=1e-5, atol=1e-6)
+    for objective in ("concatenated", "lra_concatenated"):
+        both = student_step(tiny_config(objective=objective), state).student.batch_stats
+        assert any(jax.tree.leaves(differs(both, after["joint"])))
 
 
 def test_generator_steps_leave_the_student_alone_and_student_steps_the_generator(filled):
@@ -104,10 +108,10 @@ def test_generator_steps_leave_the_student_alone_and_student_steps_the_generator
     leaves_close(learned.generator, state.generator, rtol=0)
 
 
-@pytest.mark.parametrize("objective", ["paper", "code"])
+@pytest.mark.parametrize("objective", list(OBJECTIVES)[1:])
 def test_an_empty_bank_adds_nothing(objective):
     """Before the first push the update is that of no replay, finite and the same to rounding."""
-    fields = {"meta.objective": objective, "meta.inner_weight_decay": 0.1}
+    fields = {"objective": objective, "meta.inner_weight_decay": 0.1}
     replayed = student_step(tiny_config(**fields))
     config = tiny_config("adversarial")
     plain = student_step(config)
@@ -117,21 +121,71 @@ def test_an_empty_bank_adds_nothing(objective):
     leaves_close(replayed.student.batch_stats, plain.student.batch_stats, rtol=1e-4, atol=1e-6)
 
 
-def test_the_authors_code_is_joint_replay_in_effect(filled):
-    """objective "code" with the retention gradient cut: ∇ of the joint loss, whatever α is."""
+def test_the_authors_code_is_joint_replay_in_one_pass(filled):
+    """Their LRA with the retention gradient cut, whatever α is, and their MB-DFKD: one update."""
     _, state, _ = filled
-    results = [
-        student_step(
-            tiny_config(
-                **{"meta.objective": "code", "meta.variant": "detached", "meta.inner_lr": lr}
-            ),
-            state,
-        ).student.params
-        for lr in (0.0, 0.5)
-    ]
-    leaves_close(*results, rtol=1e-6, atol=1e-7)
-    exact = student_step(tiny_config(**{"meta.objective": "code"}), state).student.params
-    assert any(jax.tree.leaves(differs(exact, results[0])))
+    joint = student_step(tiny_config("mb-dfkd-concatenated"), state).student
+    for lr in (0.0, 0.5):
+        config = tiny_config("lra-mb-detached", **{"meta.inner_lr": lr})
+        leaves_close(student_step(config, state).student, joint, rtol=1e-5, atol=1e-7)
+    exact = student_step(tiny_config(objective="lra_concatenated"), state).student.params
+    assert any(jax.tree.leaves(differs(exact, joint.params)))
+    two_passes = student_step(tiny_config("mb-dfkd"), state).student.params
+    assert any(jax.tree.leaves(differs(two_passes, joint.params)))
+
+
+def test_without_weight_the_retention_term_adds_nothing(filled):
+    """λ = 0: what is left is L_acq, or the one-pass joint loss. Linearity is meta_gradient's."""
+    _, state, _ = filled
+    alone = student_step(tiny_config("adversarial"), state.replace(replay=(), recent=()))
+    one_pass = student_step(tiny_config("mb-dfkd-concatenated"), state)
+    for objective, expected in (("joint", alone), ("lra", alone), ("lra_concatenated", one_pass)):
+        config = tiny_config(objective=objective, retention_weight=0.0)
+        found = student_step(config, state).student.params
+        leaves_close(found, expected.student.params, rtol=1e-5, atol=1e-7)
+
+
+def test_the_one_pass_measures_both_halves(filled):
+    """L_acq and L_ret are recorded for every objective, the alignment too."""
+    _, state, _ = filled
+    found = {}
+    for objective in ("joint", "concatenated"):
+        fresh = state.replace(totals=Totals.zeros())
+        totals = student_step(tiny_config(objective=objective), fresh).totals
+        assert float(totals.replayed_steps) == 1 and float(totals.retention_loss) > 0
+        found[objective] = float(totals.gradient_alignment)
+    np.testing.assert_allclose(found["joint"], found["concatenated"], rtol=1e-4)
+
+
+def test_the_students_mode_for_the_generator(filled):
+    """Evaluation mode: running statistics, and the generator's gradient is another."""
+    _, state, teacher = filled
+
+    def moments(mode, **replaced):
+        config = tiny_config("dfad", **{"generator.student_mode": mode})
+        steps, _, _ = build(config)
+        own = state.replace(replay=(), recent=(), **replaced)
+        return jax.jit(steps.generator_step)(own, teacher).generator.opt_state[0].mu
+
+    train, evaluation = moments("train"), moments("eval")
+    assert any(jax.tree.leaves(differs(train, evaluation)))
+    per_epoch = tiny_config().iterations_per_epoch
+    for step, expected in ((0, train), (1, train), (per_epoch, evaluation), (per_epoch + 1, train)):
+        counted = {"generator_steps": jnp.int32(step)}
+        wanted = moments("eval" if expected is evaluation else "train", **counted)
+        leaves_close(moments("eval_after_test", **counted), wanted, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("unit", ["epoch", "iteration"])
+def test_replay_begins_after_the_first_unit(unit):
+    """The first push comes at the end of the first epoch, not of the fifth."""
+    fields = {"replay.push_unit": unit, "replay.push_period": 5}
+    config = tiny_config(epochs=2, **fields)
+    state, history = run_epochs(config, 2)
+    per_epoch = config.iterations_per_epoch * config.student.steps
+    first = 0 if unit == "epoch" else per_epoch - config.student.steps
+    assert [int(record["replayed_steps"]) for record in history] == [first, per_epoch]
+    assert int(state.replay.size) == (1 if unit == "epoch" else 2)  # iterations 0 and 5 of 6
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])

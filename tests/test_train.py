@@ -13,9 +13,9 @@ from dfkd_jax.algorithm import create_algorithm
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import SPECS
+from dfkd_jax.draw import stream
 from dfkd_jax.evaluate import create_accuracy
 from dfkd_jax.resume import stack, unstack
-from dfkd_jax.state import stream
 from dfkd_jax.train import run, run_seeds
 from tests.conftest import cast, same_bits, tiny_config
 from tests.test_devices import FIELDS, SPEC, error, on, start
