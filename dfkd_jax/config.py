@@ -5,7 +5,17 @@ from typing import Any
 
 import ml_collections
 
-from dfkd_jax import data, data_specs, devices, losses, meta, models, replay, teacher
+from dfkd_jax import (
+    data,
+    data_specs,
+    devices,
+    initialization,
+    losses,
+    meta,
+    models,
+    replay,
+    teacher,
+)
 from dfkd_jax.classifiers import IMAGE_SIZES, create_classifier
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.epoch import LOOPS
@@ -46,6 +56,7 @@ def _check_choices(config: ml_collections.ConfigDict) -> None:
         "loop": LOOPS,
         "compute_dtype": models.COMPUTE_DTYPES,
         "parallel.mapping": devices.MAPPINGS,
+        "student.initialization": initialization.INITIALIZATIONS,
         "student.optimizer": ("sgd", "adam"),
         "loss.distance": losses.DISTANCES,
         "loss.adversarial_form": losses.ADVERSARIAL,

@@ -1,7 +1,8 @@
 """The published PyTorch networks, written anew from their layout: same names, same arithmetic.
 
-Each returns logits and the features that our network of the same kind returns. `randomize` gives
-them weights and running statistics that leave nothing at its initial value.
+Each returns logits and the features that our network of the same kind returns, and starts as its
+source does; of torchvision's ResNet only the layout is taken. `randomize` gives them weights and
+running statistics that leave nothing at its initial value.
 """
 
 import torch
@@ -12,6 +13,21 @@ from torch.nn import functional as F
 def conv(channels_in, channels_out, size, stride=1, bias=False, groups=1):
     options = {"stride": stride, "padding": size // 2, "bias": bias, "groups": groups}
     return nn.Conv2d(channels_in, channels_out, size, **options)
+
+
+def start_by_fan_out(network, linear_std=None):
+    """Convolutions from N(0, √(2/fan_out)), biases from 0, and dense kernels from N(0, linear_std).
+
+    Without `linear_std` dense kernels keep PyTorch's default.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.weight[:, 0].numel()
+            nn.init.normal_(module.weight, 0, (2 / fan_out) ** 0.5)
+        if isinstance(module, nn.Linear) and linear_std is not None:
+            nn.init.normal_(module.weight, 0, linear_std)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class ResidualBlock(nn.Module):
@@ -111,6 +127,7 @@ class WideResNet(nn.Module):
         self.block2 = WideStage(count, 16 * factor, 32 * factor, 2)
         self.block3 = WideStage(count, 32 * factor, 64 * factor, 2)
         self.bn1, self.fc = nn.BatchNorm2d(64 * factor), nn.Linear(64 * factor, num_classes)
+        start_by_fan_out(self)
 
     def forward(self, x):
         x = self.block3(self.block2(self.block1(self.conv1(x))))
@@ -167,6 +184,7 @@ class MobileNetV2(nn.Module):
                 channels = width
         self.features = nn.Sequential(*layers, conv_bn_relu6(channels, 1280, 1))
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, num_classes))
+        start_by_fan_out(self, linear_std=0.01)
 
     def forward(self, x):
         features = self.features(x).mean((2, 3))
@@ -200,6 +218,12 @@ class SqueezeNet(nn.Module):
         )
         last = nn.Conv2d(512, num_classes, 1)
         self.classifier = nn.Sequential(nn.Dropout(), last, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                bound = (6 / module.weight[0].numel()) ** 0.5
+                nn.init.uniform_(module.weight, -bound, bound)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(last.weight, 0, 0.01)
 
     def forward(self, x):
         x = self.features(x)
@@ -219,6 +243,7 @@ class VGG11(nn.Module):
                 channels = width
             self.add_module(f"block{block}", nn.Sequential(*layers[:-1]))
         self.classifier = nn.Linear(512, num_classes)
+        start_by_fan_out(self, linear_std=0.01)
 
     def forward(self, x):
         height = x.shape[2]
