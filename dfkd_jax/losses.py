@@ -53,6 +53,7 @@ def js_adversarial(
     JS = ½ mean(M (log M − log P)) + ½ mean(M (log M − log Q)), the mean over batch and classes.
     Dividing by the class count makes the term weak; it is kept as published.
     """
+    teacher = lax.stop_gradient(teacher)
     p = jax.nn.softmax(teacher / temperature)
     q = jax.nn.softmax(student / temperature)
     m = (p + q) / 2
