@@ -59,6 +59,7 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
 
     config.student = student = ml_collections.ConfigDict()
     student.model = "resnet18"
+    student.initialization = "source"  # weights start as in the network's source; he: as He et al.
     student.optimizer = "sgd"  # or adam
     student.learning_rate = 0.1  # cosine to 0 over the epochs, stepped once an epoch
     student.momentum = 0.9  # of sgd

@@ -35,6 +35,9 @@ from dfkd_jax.wide_resnet import WideResNet
 class CNN(nn.Module):
     """Three 3×3 convolutions with batch norm and a hidden dense layer, for 8×8 digits.
 
+    A network of this project. Convolutions start from N(0, √(2/fan_out)), the hidden layer from
+    N(0, √(2/fan_in)), the last one from U(−1/√fan_in, 1/√fan_in), biases from 0.
+
     Attributes:
       num_classes: K.
       widths: channels of the three convolutions and size of the features.

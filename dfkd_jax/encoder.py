@@ -33,8 +33,8 @@ class Encoder(nn.Module):
         → conv c₀→c₀ with stride 2, BN → downsample → flatten
         → dense → μ (B, Z), dense → log σ² (B, Z)
 
-    All convolutions are 3×3; weights and biases start as the generator's do. An odd side is rounded
-    up when it is halved, so every image size works.
+    All convolutions are 3×3. Weights start from U(−0.08, 0.08) and biases from 0, as in PRE-DFKD
+    and LRA. An odd side is rounded up when it is halved, so every image size works.
 
     Attributes:
       latent_dim: Z.

@@ -48,7 +48,8 @@ class Generator(nn.Module):
     The last batch norm gives every channel mean 0 and variance 1 over the batch and all pixels: the
     images are in the space of normalised data. With `spectral_norm` every convolution kernel, as a
     (9·C_in, C_out) matrix, is divided by its largest singular value, estimated by one power
-    iteration per call that starts from the stored vector `u`.
+    iteration per call that starts from the stored vector `u`. Weights start from U(−0.08, 0.08),
+    biases from 0, and batch norms as always from scale 1 and bias 0, as in PRE-DFKD and LRA.
 
     Attributes:
       image_shape: (H, W, C) of the images.

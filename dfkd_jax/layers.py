@@ -15,14 +15,31 @@ from jax.typing import DTypeLike
 
 from dfkd_jax.convolution import convolution, upsampled_convolution
 
+# How weights start. Which network starts how is its source's choice, and stands in its docstring.
+
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""He initialisation of convolutions followed by batch norm (ResNet, WideResNet)."""
+"""N(0, √(2/fan_out)): He initialisation of convolutions with batch norm."""
 
 he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-"""He initialisation of layers followed by a ReLU without batch norm."""
+"""N(0, √(2/fan_in)): He initialisation of layers followed by a ReLU without batch norm."""
+
+he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
+"""U(−√(6/fan_in), √(6/fan_in)): the same standard deviation as `he_fan_in`."""
 
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""U(−1/√fan_in, 1/√fan_in), PyTorch's default for dense layers."""
+"""U(−1/√fan_in, 1/√fan_in), PyTorch's default for kernels of convolutions and dense layers."""
+
+small_normal = nn.initializers.normal(0.01)
+"""N(0, 0.01), as torchvision starts the last layer of some networks."""
+
+
+def uniform_bias(fan_in: int) -> Callable[..., jax.Array]:
+    """U(−1/√fan_in, 1/√fan_in), PyTorch's default for biases; fan_in is that of the kernel."""
+
+    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return initialize
 
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
@@ -33,9 +50,15 @@ UpsampleConv = functools.partial(Conv, conv_general_dilated=upsampled_convolutio
 
 
 def padded_conv(
-    width: int, size: int, stride: int, dtype: DTypeLike | None, name: str, groups: int = 1
+    width: int,
+    size: int,
+    stride: int,
+    dtype: DTypeLike | None,
+    name: str,
+    groups: int = 1,
+    kernel_init: Callable[..., jax.Array] = he_fan_out,
 ) -> nn.Module:
-    """A convolution before batch norm: no bias, He initialisation, padded by ⌊size/2⌋ on each side.
+    """A convolution before batch norm: no bias, padded by ⌊size/2⌋ on each side.
 
     Not "SAME", which pads a stride-2 convolution on one side only; PyTorch pads on both.
     """
@@ -46,7 +69,7 @@ def padded_conv(
         padding=size // 2,
         use_bias=False,
         feature_group_count=groups,
-        kernel_init=he_fan_out,
+        kernel_init=kernel_init,
         dtype=dtype,
         name=name,
     )
@@ -120,12 +143,25 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def classify(
-    features: jax.Array, num_classes: int, dtype: DTypeLike | None
+    features: jax.Array,
+    num_classes: int,
+    dtype: DTypeLike | None,
+    *,
+    kernel_init: Callable[..., jax.Array] = uniform_fan_in,
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros,
 ) -> tuple[jax.Array, jax.Array]:
     """Apply the last dense layer, named `fc`, of the module whose `__call__` is running.
+
+    Args:
+      features: (B, D).
+      num_classes: K.
+      dtype: dtype of the computation.
+      kernel_init: how its kernel starts. bias_init: how its bias starts.
 
     Returns:
       logits (B, K) and features (B, D), both at least float32.
     """
-    logits = nn.Dense(num_classes, kernel_init=uniform_fan_in, dtype=dtype, name="fc")(features)
+    logits = nn.Dense(
+        num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, name="fc"
+    )(features)
     return at_least_float32(logits), at_least_float32(features)

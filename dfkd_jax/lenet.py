@@ -4,13 +4,16 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from dfkd_jax.layers import Conv, classify, he_fan_in, max_pool2
+from dfkd_jax.layers import Conv, classify, max_pool2, uniform_bias, uniform_fan_in
 
 SIZES = (32, 28)  # sides of the images
 
 
 class LeNet5(nn.Module):
     """Three 5×5 convolutions and two dense layers with ReLU and max-pooling, no batch norm.
+
+    All weights and biases start as PyTorch's default has them, U(−1/√fan_in, 1/√fan_in), as in
+    DAFL, PRE-DFKD and LRA, whose networks set none of them.
 
     Attributes:
       num_classes: K.
@@ -37,20 +40,27 @@ class LeNet5(nn.Module):
         frame = 2 if x.shape[1] == 28 else 0
         first, second, third, features = self.widths
 
-        def conv(width: int, padding: int, name: str) -> nn.Module:
+        def conv(x: jax.Array, width: int, padding: int, name: str) -> jax.Array:
             return Conv(
                 width,
                 (5, 5),
                 padding=padding,
-                kernel_init=he_fan_in,
+                kernel_init=uniform_fan_in,
+                bias_init=uniform_bias(25 * x.shape[-1]),
                 dtype=self.dtype,
                 name=name,
-            )
+            )(x)
 
         # ReLU after pooling: the same as before it, on a quarter of the values.
-        x = nn.relu(max_pool2(conv(first, frame, "conv1")(x)))
-        x = nn.relu(max_pool2(conv(second, 0, "conv2")(x)))
-        x = nn.relu(conv(third, 0, "conv3")(x))
+        x = nn.relu(max_pool2(conv(x, first, frame, "conv1")))
+        x = nn.relu(max_pool2(conv(x, second, 0, "conv2")))
+        x = nn.relu(conv(x, third, 0, "conv3"))
         x = x.reshape(x.shape[0], -1)
-        x = nn.Dense(features, kernel_init=he_fan_in, dtype=self.dtype, name="fc1")(x)
-        return classify(nn.relu(x), self.num_classes, self.dtype)
+        x = nn.Dense(
+            features,
+            kernel_init=uniform_fan_in,
+            bias_init=uniform_bias(third),
+            dtype=self.dtype,
+            name="fc1",
+        )(x)
+        return classify(nn.relu(x), self.num_classes, self.dtype, bias_init=uniform_bias(features))

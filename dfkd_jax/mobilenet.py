@@ -6,7 +6,13 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from dfkd_jax.layers import batch_norm, classify, global_average_pool, padded_conv
+from dfkd_jax.layers import (
+    batch_norm,
+    classify,
+    global_average_pool,
+    padded_conv,
+    small_normal,
+)
 
 
 class InvertedResidual(nn.Module):
@@ -47,7 +53,9 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """A 3×3 stem, seventeen inverted residuals, a 1×1 convolution, average pool, dense.
 
-    The published dropout before the dense layer is left out.
+    The published dropout before the dense layer is left out. Weights start as in PRE-DFKD, CMI,
+    Fast-Datafree and torchvision: convolutions from N(0, √(2/fan_out)), the dense layer from
+    N(0, 0.01), its bias from 0.
 
     Attributes:
       num_classes: K.
@@ -95,4 +103,5 @@ class MobileNetV2(nn.Module):
                     name=f"block{number}",
                 )(x)
         x = nn.relu6(norm(name="head_bn")(padded_conv(self.head, 1, 1, self.dtype, "head_conv")(x)))
-        return classify(global_average_pool(x), self.num_classes, self.dtype)
+        x = global_average_pool(x)
+        return classify(x, self.num_classes, self.dtype, kernel_init=small_normal)

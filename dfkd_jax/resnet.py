@@ -1,14 +1,24 @@
 """ResNet-18, -34 and -50 in their form for small images (He et al., CVPR 2016)."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from dfkd_jax.layers import batch_norm, classify, global_average_pool, padded_conv
+from dfkd_jax.layers import (
+    batch_norm,
+    classify,
+    global_average_pool,
+    padded_conv,
+    uniform_bias,
+    uniform_fan_in,
+)
 
 EXPANSION = 4  # output channels of a bottleneck per channel inside
+
+_conv = functools.partial(padded_conv, kernel_init=uniform_fan_in)
 
 
 class BasicBlock(nn.Module):
@@ -33,11 +43,11 @@ class BasicBlock(nn.Module):
         """Map (B, H, W, C) to (B, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.width:
-            shortcut = padded_conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            shortcut = _conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
             shortcut = self.norm(name="shortcut_bn")(shortcut)
-        x = padded_conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
+        x = _conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
         x = nn.relu(self.norm(name="bn1")(x))
-        x = self.norm(name="bn2")(padded_conv(self.width, 3, 1, self.dtype, "conv2")(x))
+        x = self.norm(name="bn2")(_conv(self.width, 3, 1, self.dtype, "conv2")(x))
         return nn.relu(x + shortcut)
 
 
@@ -65,17 +75,22 @@ class Bottleneck(nn.Module):
         wide = EXPANSION * self.width
         shortcut = x
         if self.stride != 1 or x.shape[-1] != wide:
-            shortcut = padded_conv(wide, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            shortcut = _conv(wide, 1, self.stride, self.dtype, "shortcut_conv")(x)
             shortcut = self.norm(name="shortcut_bn")(shortcut)
-        x = nn.relu(self.norm(name="bn1")(padded_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
-        x = padded_conv(self.width, 3, self.stride, self.dtype, "conv2")(x)
+        x = nn.relu(self.norm(name="bn1")(_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
+        x = _conv(self.width, 3, self.stride, self.dtype, "conv2")(x)
         x = nn.relu(self.norm(name="bn2")(x))
-        x = self.norm(name="bn3")(padded_conv(wide, 1, 1, self.dtype, "conv3")(x))
+        x = self.norm(name="bn3")(_conv(wide, 1, 1, self.dtype, "conv3")(x))
         return nn.relu(x + shortcut)
 
 
 class ResNet(nn.Module):
     """A 3×3 stem, four stages of blocks with strides 1, 2, 2, 2, average pool, dense.
+
+    All weights and the bias start as PyTorch's default has them, U(−1/√fan_in, 1/√fan_in), as in
+    DAFL, DFAD, CMI, PRE-DFKD and LRA, whose network sets none of them. torchvision's sets its
+    convolutions to He's N(0, √(2/fan_out)), 2.45 times as wide where the channels stay the same;
+    of it LRA makes its teacher for 64×64 images.
 
     Attributes:
       num_classes: K.
@@ -98,7 +113,7 @@ class ResNet(nn.Module):
         """Map images (B, H, W, C) to logits (B, K) and features (B, D), D = 8·width or 32·width."""
         norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
         block = Bottleneck if self.bottleneck else BasicBlock
-        x = nn.relu(norm(name="bn1")(padded_conv(self.width, 3, 1, self.dtype, "conv1")(x)))
+        x = nn.relu(norm(name="bn1")(_conv(self.width, 3, 1, self.dtype, "conv1")(x)))
         for stage, count in enumerate(self.blocks):
             for index in range(count):
                 x = block(
@@ -108,4 +123,5 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_{index}",
                 )(x)
-        return classify(global_average_pool(x), self.num_classes, self.dtype)
+        x = global_average_pool(x)
+        return classify(x, self.num_classes, self.dtype, bias_init=uniform_bias(x.shape[-1]))

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from dfkd_jax.layers import Conv, at_least_float32, global_average_pool, he_fan_in, max_pool3
+from dfkd_jax.layers import (
+    Conv,
+    at_least_float32,
+    global_average_pool,
+    he_uniform,
+    max_pool3,
+    small_normal,
+)
 
 
 class Fire(nn.Module):
@@ -30,7 +37,7 @@ class Fire(nn.Module):
                 width,
                 (size, size),
                 padding=size // 2,
-                kernel_init=he_fan_in,
+                kernel_init=he_uniform,
                 dtype=self.dtype,
                 name=name,
             )
@@ -45,7 +52,8 @@ class SqueezeNet(nn.Module):
     """A strided convolution, eight fire modules, a 1×1 convolution to the classes; no batch norm.
 
     The logits are means over pixels of a ReLU, so none is negative. The published dropout before
-    the last convolution is left out.
+    the last convolution is left out. Weights start as in PRE-DFKD and torchvision: the last
+    convolution from N(0, 0.01), the others from U(−√(6/fan_in), √(6/fan_in)), biases from 0.
 
     Attributes:
       num_classes: K.
@@ -78,8 +86,15 @@ class SqueezeNet(nn.Module):
             raise ValueError(
                 f"SqueezeNet takes images of 17×17 or more, not {x.shape[1]}×{x.shape[2]}."
             )
-        options = {"kernel_init": he_fan_in, "dtype": self.dtype}
-        x = Conv(self.stem, (3, 3), strides=2, padding="VALID", name="conv1", **options)(x)
+        x = Conv(
+            self.stem,
+            (3, 3),
+            strides=2,
+            padding="VALID",
+            kernel_init=he_uniform,
+            dtype=self.dtype,
+            name="conv1",
+        )(x)
         x = nn.relu(x)
         for index, (squeeze, expand) in enumerate(self.fires):
             if index in (0, 2, 4):
@@ -87,5 +102,7 @@ class SqueezeNet(nn.Module):
             # Numbered from 2 as in the paper, where the convolutions are 1 and 10.
             x = Fire(squeeze, expand, self.dtype, name=f"fire{index + 2}")(x)
         features = global_average_pool(x)
-        x = nn.relu(Conv(self.num_classes, (1, 1), name="conv10", **options)(x))
-        return at_least_float32(global_average_pool(x)), at_least_float32(features)
+        x = Conv(
+            self.num_classes, (1, 1), kernel_init=small_normal, dtype=self.dtype, name="conv10"
+        )(x)
+        return at_least_float32(global_average_pool(nn.relu(x))), at_least_float32(features)

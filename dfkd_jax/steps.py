@@ -25,7 +25,7 @@ import ml_collections
 import optax
 from jax import lax
 
-from dfkd_jax import batch_norm, draw, losses
+from dfkd_jax import batch_norm, draw, initialization, losses
 from dfkd_jax.draw import stream
 from dfkd_jax.models import Models
 from dfkd_jax.objectives import StudentLosses, objective_gradient
@@ -108,6 +108,10 @@ def create_steps(
         def network(name: str, module: nn.Module, sample: jax.Array) -> Network:
             variables = module.init(stream(key, f"init_{name}"), sample, train=True)
             params = variables["params"]
+            if name == "student" and config.student.initialization == "he":
+                params = initialization.he(
+                    stream(key, "init_student"), params, "batch_stats" in variables
+                )
             return Network(params, variables.get("batch_stats", {}), optimizers[name].init(params))
 
         images = jnp.zeros((2, *image_shape))

@@ -11,6 +11,7 @@ from dfkd_jax.layers import (
     global_average_pool,
     he_fan_out,
     max_pool2,
+    small_normal,
 )
 
 
@@ -18,7 +19,9 @@ class VGG(nn.Module):
     """Five blocks of 3×3 convolutions with batch norm and ReLU, average pool, dense.
 
     Maximum pooling follows the first three blocks, and the fourth if the images are 64 pixels high
-    (as in RepDistiller, whose VGG-11 CMI and Fast-Datafree use). Convolutions have a bias.
+    (as in RepDistiller, whose VGG-11 CMI and Fast-Datafree use). Convolutions have a bias. Weights
+    start as there: convolutions from N(0, √(2/fan_out)), the dense layer from N(0, 0.01), biases
+    from 0.
 
     Attributes:
       num_classes: K.
@@ -50,4 +53,5 @@ class VGG(nn.Module):
                 x = nn.relu(norm(name=f"block{block}_bn{index}")(x))
             if block in pooled:
                 x = max_pool2(x)
-        return classify(global_average_pool(x), self.num_classes, self.dtype)
+        x = global_average_pool(x)
+        return classify(x, self.num_classes, self.dtype, kernel_init=small_normal)

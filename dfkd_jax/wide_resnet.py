@@ -41,6 +41,9 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-k: stem of 16 channels, three stages of (depth − 4)/6 blocks, average pool, dense.
 
+    Weights start as in ZSKT, LRA, CMI and Fast-Datafree: convolutions from N(0, √(2/fan_out)), the
+    dense layer from PyTorch's default, U(−1/√fan_in, 1/√fan_in), its bias from 0.
+
     Attributes:
       num_classes: K.
       depth: number of layers, 6n + 4.

@@ -178,10 +178,11 @@ def test_half_precision_computes_in_half_and_returns_float32(name):
     assert {value.dtype for value in jaxpr.out_avals} == {jnp.dtype(jnp.float32)}
 
 
-def test_initial_logits_have_a_sensible_scale(small):
+def test_initial_features_and_logits_have_a_sensible_scale(small):
     module, variables, x = small
-    (logits, _), _ = train(module, variables, x)
-    assert 1e-2 < np.std(logits) < 5
+    (logits, features), _ = train(module, variables, x)
+    assert 1e-3 < np.std(features) < 5
+    assert 1e-4 < np.std(logits) < 5  # some last layers start from N(0, 0.01)
 
 
 def test_resnet_pads_strided_convolutions_on_both_sides():
