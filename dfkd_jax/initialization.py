@@ -1,12 +1,12 @@
 """Another start of a network's weights than that of its source, for experiments."""
 
-import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dfkd_jax.draw import stream
 from dfkd_jax.layers import he_fan_in, he_fan_out, uniform_fan_in
 
 INITIALIZATIONS = ("source", "he")
@@ -36,7 +36,7 @@ def he(key: jax.Array, params: dict[str, Any], batch_norm: bool) -> dict[str, An
     """
     drawn = {}
     for path, old in flatten_dict(params).items():
-        leaf_key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+        leaf_key = stream(key, "/".join(path))
         kind = (path[-1], old.ndim)
         if path[-1] == "bias":
             drawn[path] = jnp.zeros_like(old)
