@@ -41,8 +41,9 @@ def check_fields(arguments: Sequence[str]) -> None:
     Raises:
       ValueError: one sentence.
     """
-    for argument in arguments:
-        field, _, value = argument.lstrip("-").partition("=")
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        field, given, value = argument.lstrip("-").partition("=")
+        value = value if given else following  # --config.FIELD VALUE
         field = field.removeprefix("config.") if field.startswith("config.") else None
         if field in RENAMED:
             raise ValueError(f"config.{field} is no field any more; allowed is {RENAMED[field]}.")

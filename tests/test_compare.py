@@ -24,7 +24,8 @@ def test_meta_methods_run_once_per_gradient_and_others_once(tmp_path):
     methods = ["mb-dfkd", "lra-mb", "dafl", "lra-mb"]
     found = compare.combinations(tiny_config, methods, BOTH, tmp_path)
     assert labels(found) == ["mb-dfkd", "lra-mb_first_order", "lra-mb_exact", "dafl"]
-    assert [c.config.meta.variant for c in found] == ["none", "first_order", "exact", "none"]
+    assert [c.config.objective for c in found] == ["joint", "lra", "lra", "acquisition"]
+    assert [c.config.meta.variant for c in found[1:3]] == ["first_order", "exact"]
     teachers = {c.config.teacher.checkpoint for c in found}
     assert teachers == {str(tmp_path / "teacher")}
     # Relative, so that runs kept in a repository go on in any clone of it.
@@ -108,7 +109,7 @@ def test_a_teacher_of_another_model_in_the_folder_is_refused(tmp_path):
     [
         (["mb-dfkd", "magic"], BOTH, "--methods is 'magic'; allowed are lra-mb, mb-dfkd"),
         ([], BOTH, "--methods is empty; allowed"),
-        (["lra-mb"], ["second"], "--gradients is 'second'; allowed are none, detached"),
+        (["lra-mb"], ["second"], "--gradients is 'second'; allowed are detached, first_order"),
         (["lra-mb"], [], "--gradients is empty"),
     ],
 )

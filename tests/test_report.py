@@ -126,17 +126,20 @@ def test_what_is_remembered_is_compared_too(tmp_path):
 
 
 def test_labels_are_explained(tmp_path):
-    for method in ("mb-dfkd", "lra-mb-detached", "lra-mb", "dafl"):
+    for method in ("mb-dfkd", "mb-dfkd-concatenated", "lra-mb-detached", "lra-mb", "dafl"):
         fabricate(tmp_path, method, 1, [10.0, 20.0])
     report.write([tmp_path])
     text = (tmp_path / "comparison.md").read_text().split("## Labels")[1]
-    assert (
-        "**lra-mb-detached**: memory bank; what the authors' code computes in effect: joint replay "
-        "on the concatenated batch; the retention term at θ' sends no gradient." in text
-    )
-    assert "**mb-dfkd**: memory bank; ∇[L_acq(θ) + L_ret(θ)]: joint replay" in text
-    assert "**dafl**: no replay; ∇L_acq(θ) alone; with the losses of dafl." in text
-    assert "<dt>lra-mb-detached</dt><dd>memory bank; what" in (tmp_path / "report.html").read_text()
+    for name in ("mb-dfkd-concatenated", "lra-mb-detached"):
+        assert (
+            f"**{name}**: memory bank; joint replay in one pass over [x̂; x̂_m], which is what the "
+            "authors' code computes for MB-DFKD and PRE-DFKD, and in effect for LRA too" in text
+        )
+    assert "**mb-dfkd**: memory bank; L_acq(θ) + λ L_ret(θ), a pass for each batch." in text
+    assert "**lra-mb_exact**: memory bank; L_acq(θ) + λ L_ret(θ'); its gradient ∇[L_acq" in text
+    assert "**dafl**: no replay; L_acq(θ); with the losses of dafl." in text
+    page = (tmp_path / "report.html").read_text()
+    assert "<dt>lra-mb-detached</dt><dd>memory bank; joint replay in one pass" in page
 
 
 def test_the_csv_files_hold_runs_and_labels(runs):
@@ -157,12 +160,39 @@ def test_the_csv_files_hold_runs_and_labels(runs):
 
 
 def test_labels_name_method_gradient_and_objective():
-    assert run_folders.label("mb-dfkd", "none") == "mb-dfkd"
-    assert run_folders.label("lra-mb", "exact") == "lra-mb_exact"
-    assert run_folders.label("lra-mb", "none") == "lra-mb_none"
-    assert run_folders.label("lra-mb", "exact", "code") == "lra-mb_exact_code"
-    assert run_folders.label("lra-mb-detached", "detached", "code") == "lra-mb-detached"
-    assert run_folders.label("of-tomorrow", "none") == "of-tomorrow_none"
+    assert run_folders.label("mb-dfkd", None, "joint") == "mb-dfkd"
+    assert run_folders.label("mb-dfkd", None, "concatenated") == "mb-dfkd_concatenated"
+    assert run_folders.label("lra-mb", "exact", "lra") == "lra-mb_exact"
+    assert run_folders.label("lra-mb", "detached", "lra") == "lra-mb_detached"
+    objective = "lra_concatenated"
+    assert run_folders.label("lra-mb", "exact", objective) == "lra-mb_exact_lra_concatenated"
+    assert run_folders.label("lra-mb-detached", "detached", objective) == "lra-mb-detached"
+    assert run_folders.label("of-tomorrow", None, "joint") == "of-tomorrow"
+
+
+def test_runs_of_earlier_versions_have_todays_labels(tmp_path):
+    """Their summaries have the objectives paper and code, and a gradient "none"."""
+    earlier = {
+        "lra-mb_exact": {"method": "lra-mb", "gradient": "exact", "objective": "paper"},
+        "mb-dfkd": {"method": "mb-dfkd", "gradient": "none", "objective": "paper"},
+        "lra-mb-detached": {
+            "method": "lra-mb-detached",
+            "gradient": "detached",
+            "objective": "code",
+        },
+        "adversarial": {
+            "method": "adversarial",
+            "gradient": "none",
+            "objective": "paper",
+            "replay": "none",
+        },
+    }
+    for label, names in earlier.items():
+        folder = fabricate(tmp_path / label, names["method"], 1, [10.0, 20.0])
+        summary = {**results.read_json(folder / "summary.json"), **names}
+        results.write_json(folder / "summary.json", summary)
+    runs, _ = run_folders.find([tmp_path])
+    assert {run.label for run in runs} == set(earlier)
 
 
 def test_runs_of_several_folders_are_gathered_and_differences_noted(tmp_path):

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -212,7 +211,8 @@ def test_a_teacher_of_another_run_is_reused(whole, environment, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "training cnn_half" not in done.stdout
     summary = results.read_json(tmp_path / "summary.json")
-    assert (summary["method"], summary["gradient"]) == ("mb-dfkd", "none")
+    assert (summary["method"], summary["objective"]) == ("mb-dfkd", "joint")
+    assert summary["gradient"] is None
 
 
 def test_no_replay_has_no_retention_loss(whole, environment, tmp_path):
@@ -260,7 +260,11 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(whole, environ
         (["--config=configs/nothing.py"], "configs/nothing.py"),
         (["--config.replay.capacities=3"], "capacit"),
         (["--config.epochs=many"], "epochs"),
-        (["--config.meta.variant=second"], "config.meta.variant is 'second'; allowed are none"),
+        (["--config.meta.variant=second"], "config.meta.variant is 'second'; allowed are detached"),
+        (["--config.meta.variant=none"], "joint replay is --config.objective=joint"),
+        (["--config.meta.objective=code"], "config.meta.objective is no field any more; allowed"),
+        (["--config.method=dafl"], "the method follows the colon, --config=FILE:dafl"),
+        (["--config.method", "dafl"], "the method follows the colon, --config=FILE:dafl"),
         (
             ["--config.dataset.name=cifar100", "--config.dataset.data_dir=/nowhere"],
             "dfkd_jax.prepare",
@@ -297,4 +301,3 @@ def test_bits_do_not_depend_on_the_process(whole, environment, tmp_path):
     done = run(environment, tmp_path)
     assert done.returncode == 0
     assert_same_run(whole[0], tmp_path)
-    assert jax.default_backend() == "cpu"
