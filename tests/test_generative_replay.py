@@ -9,7 +9,7 @@ import pytest
 from scipy.special import log_softmax
 
 from dfkd_jax import config as config_lib
-from dfkd_jax import data_specs, generative_replay, replay
+from dfkd_jax import data_specs, draw, generative_replay, replay
 from dfkd_jax.encoder import Encoder, normalize_height
 from dfkd_jax.generator import Generator
 from dfkd_jax.replay import Batch
@@ -206,6 +206,51 @@ def test_iteration_0_learns_from_the_current_images_alone():
     for name in ("encoder", "generator"):
         assert max(jax.tree.leaves(different.batch_stats[name])) > 1e-5
         assert max(jax.tree.leaves(different.params[name])) > 1e-5
+
+
+def test_the_recalls_gradient_can_be_left_in_the_memory_generator():
+    """A habit of the authors' code: added to the next gradient of the autoencoder, not before it
+    has recalled anything, and not to the encoder's."""
+    scheme, observe, _ = scheme_of("generative")
+    _, with_habit, _ = scheme_of("generative", accumulate_recall_gradient=True)
+    batch = fresh(scheme)
+    memory = jax.jit(scheme.init)(KEY).replace(observations=jnp.int32(1))
+
+    def moments(observe, iteration):
+        return observe(memory, batch, KEY, jnp.int32(iteration)).opt_state[0].mu
+
+    leaves_close(moments(observe, 0), moments(with_habit, 0), rtol=1e-3, atol=1e-7)
+    plain, habit = moments(observe, 1), moments(with_habit, 1)
+    leaves_close(plain["encoder"], habit["encoder"], rtol=1e-3, atol=1e-7)
+    z = draw.normal(draw.stream(KEY, "recall"), 0, TINY["replay.entry_size"], 4)
+
+    def objective(params):
+        images = decode(memory.replace(params={"generator": params}), z)
+        return generative_replay.recall_objective(z, teacher(images)[0])
+
+    left = jax.grad(objective)(memory.params["generator"])  # Adam's first moment is 0.1 of it
+    expected = jax.tree.map(lambda g, more: g + 0.1 * more, plain["generator"], left)
+    leaves_close(habit["generator"], expected, rtol=1e-3, atol=1e-6)
+    assert max(float(np.abs(x).max()) for x in jax.tree.leaves(left)) > 1e-3
+
+
+def test_the_students_recall_can_use_running_statistics():
+    """Another habit of that code; what the memory recalls for itself keeps those of the batch."""
+    scheme, observe, recall = scheme_of("generative")
+    _, observe_with_habit, habit = scheme_of("generative", recall_running_statistics=True)
+    memory = jax.jit(scheme.init)(KEY).replace(observations=jnp.int32(1))
+    moved = memory.replace(
+        batch_stats={**memory.batch_stats, "generator": _shifted(memory.batch_stats["generator"])}
+    )
+    leaves_close(recall(memory, KEY), recall(moved, KEY), rtol=0)
+    assert np.abs(habit(memory, KEY).images - habit(moved, KEY).images).max() > 0.1
+    batch = fresh(scheme)
+    learned = (f(memory, batch, KEY, jnp.int32(1)) for f in (observe, observe_with_habit))
+    leaves_close(*learned, rtol=1e-3, atol=1e-6)
+
+
+def _shifted(statistics):
+    return jax.tree.map(lambda x: x + 0.5, statistics)
 
 
 def test_it_observes_after_the_first_steps_of_an_iteration():
