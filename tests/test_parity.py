@@ -33,6 +33,7 @@ from tests import torch_twins  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("x64")
 
+KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 SHAPE, K, LATENT, CHANNELS = (8, 8, 1), 10, 4, (8, 4)
 WIDTHS = (4, 6, 8, 7)
 B, M = 8, 4  # images of a fresh and of a replayed batch
@@ -43,7 +44,7 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 def random_variables(module, *inputs, seed):
     """Double precision, nothing at its initial value, of a size that keeps the signal's."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    shapes = jax.eval_shape(module.init, KEY, *inputs)
 
     def draw_leaf(path, leaf):
         if path[-1] in ("scale", "var"):
@@ -213,7 +214,7 @@ def test_the_one_pass_joint_update_over_two_steps():
         variables["batch_stats"],
         student_optimizer(config).init(variables["params"]),
     )
-    state = cast(jax.jit(steps.init)(jax.random.key(0)), jnp.float64).replace(student=student)
+    state = cast(jax.jit(steps.init)(KEY), jnp.float64).replace(student=student)
     step = jax.jit(steps.student_step)
     optimizer = torch.optim.SGD(
         twin.parameters(), config.student.learning_rate, MOMENTUM, weight_decay=DECAY
@@ -366,12 +367,12 @@ def test_an_observation_of_generative_replay(latents, iteration):
     params, stats = (
         {name: tree[part] for name, tree in variables.items()} for part in ("params", "batch_stats")
     )
-    memory = cast(jax.jit(scheme.init)(jax.random.key(0)), jnp.float64).replace(
+    memory = cast(jax.jit(scheme.init)(KEY), jnp.float64).replace(
         params=params, batch_stats=stats, observations=jnp.ones((), jnp.int32)
     )
     observe = jax.jit(
         lambda memory, iteration: scheme.observe(
-            memory, Batch(images, teacher(images)[0]), jax.random.key(1), iteration, teacher
+            memory, Batch(images, teacher(images)[0]), KEY, iteration, teacher
         )
     )
 
