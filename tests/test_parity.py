@@ -270,7 +270,7 @@ def test_exact_meta_gradient_with_the_objective_of_the_code(alpha):
 
     @jax.jit
     def compute(params, alpha):
-        return meta.meta_gradient(
+        gradient, metrics = meta.meta_gradient(
             loss_on(*acquisition),
             loss_on(*retention),
             params,
@@ -280,13 +280,13 @@ def test_exact_meta_gradient_with_the_objective_of_the_code(alpha):
             inner_weight_decay=DECAY,
             has_aux=True,
         )
+        return gradient, metrics["retention_loss"]
 
-    gradient, metrics = compute(variables["params"], alpha)
+    gradient, retention_loss = compute(variables["params"], alpha)
     retained = inner_loop(twin, acquisition, retention, alpha, copy_initial_weights=False)
     joint = F.l1_loss(twin(tensor(both[0]))[0], tensor(both[1]))
     (joint + retained).backward()
-    np.testing.assert_allclose(metrics["acquisition_loss"], joint.item(), **TOLERANCE)
-    np.testing.assert_allclose(metrics["retention_loss"], retained.item(), **TOLERANCE)
+    np.testing.assert_allclose(retention_loss, retained.item(), **TOLERANCE)
     assert_equal({"params": gradient}, twin, "grad")
 
     # The term at θ' is no small part of it, so the comparison is one of the meta-gradient.
