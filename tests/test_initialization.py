@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from configs import default
 from dfkd_jax import config as configuration
 from dfkd_jax import initialization
 from dfkd_jax.classifiers import CLASSIFIERS, create_classifier
+from dfkd_jax.encoder import Encoder
+from dfkd_jax.generator import Generator
 from dfkd_jax.torch_layouts import to_torch
 from tests.conftest import build, tiny_config
 
@@ -81,6 +84,39 @@ def test_every_array_starts_as_in_the_source(model):
     for name in ours[0]:
         if not name.endswith("num_batches_tracked"):
             assert_same_distribution(name, *([d[name] for d in side] for side in (ours, theirs)))
+
+
+SMALL, LATENT = (8, 8, 1), 5
+
+
+@pytest.mark.parametrize(
+    "ours, make, inputs",
+    [
+        (Generator(SMALL, (8, 4)), lambda t: t.Generator(SMALL, LATENT, (8, 4)), (2, LATENT)),
+        (
+            Generator(SMALL, (8, 4), spectral_norm=False),
+            lambda t: t.Generator(SMALL, LATENT, (8, 4), spectral_norm=False),
+            (2, LATENT),
+        ),
+        (Encoder(LATENT, (4, 8)), lambda t: t.Encoder(SMALL, LATENT, (4, 8)), (2, *SMALL)),
+    ],
+    ids=["generator", "memory generator", "encoder"],
+)
+def test_generator_and_encoder_start_as_in_the_source(ours, make, inputs):
+    torch = pytest.importorskip("torch")
+    from tests import torch_twins
+
+    init = jax.jit(lambda key: ours.init(key, jnp.zeros(inputs)))
+    draws = {}
+    for seed in range(40):
+        torch.manual_seed(seed)
+        theirs = torch_twins.tensors(make(torch_twins))
+        for path, array in flatten_dict(dict(init(jax.random.key(seed)))).items():
+            if not path[-1].startswith("conv"):  # vectors of the spectral norm
+                pair = (np.asarray(array), theirs[torch_twins.twin_name(path)].detach().numpy())
+                draws.setdefault("/".join(path), []).append(pair)
+    for name, pairs in draws.items():
+        assert_same_distribution(name, *zip(*pairs, strict=True))
 
 
 def test_the_comparison_can_fail():

@@ -5,17 +5,26 @@ Double precision on both sides, the same weights and the same images. Sources: P
 leaves open.
 """
 
+import copy
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dfkd_jax import losses
+from dfkd_jax import draw, losses, meta
 from dfkd_jax.classifiers import CNN
+from dfkd_jax.encoder import Encoder
+from dfkd_jax.generative_replay import recall_latent
 from dfkd_jax.generator import Generator
+from dfkd_jax.models import Models
+from dfkd_jax.replay import Batch, RetentionBatch, create_replay
+from dfkd_jax.state import Network, generator_optimizer, student_optimizer
+from dfkd_jax.steps import create_steps
+from tests.conftest import cast, tiny_config
 
 torch = pytest.importorskip("torch")
 from torch.nn import functional as F  # noqa: E402
@@ -24,6 +33,7 @@ from tests import torch_twins  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("x64")
 
+KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 SHAPE, K, LATENT, CHANNELS = (8, 8, 1), 10, 4, (8, 4)
 WIDTHS = (4, 6, 8, 7)
 B, M = 8, 4  # images of a fresh and of a replayed batch
@@ -34,7 +44,7 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 def random_variables(module, *inputs, seed):
     """Double precision, nothing at its initial value, of a size that keeps the signal's."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    shapes = jax.eval_shape(module.init, KEY, *inputs)
 
     def draw_leaf(path, leaf):
         if path[-1] in ("scale", "var"):
@@ -58,11 +68,11 @@ def tensor(array):
     return torch.from_numpy(array.transpose(0, 3, 1, 2).copy() if array.ndim == 4 else array)
 
 
-def classifier(seed):
-    """(module, variables, twin in training mode)."""
+def classifier(seed, gain=9.0):
+    """(module, variables, twin in training mode); the gain gives logits of a trained size."""
     module = CNN(K, WIDTHS)
     variables = random_variables(module, jnp.zeros((2, *SHAPE)), seed=seed)
-    variables["params"]["fc"]["kernel"] *= 9  # logits of some size, as of a trained network
+    variables["params"]["fc"]["kernel"] *= gain
     return module, variables, torch_twins.load(torch_twins.CNN(K, WIDTHS), variables)
 
 
@@ -175,3 +185,322 @@ def test_generator_loss_and_its_gradient(spectral_norm):
         for index in (1, 2, 3):
             u = stats[f"conv{index}_sn"][f"conv{index}/kernel/u"].reshape(-1)
             np.testing.assert_allclose(u, getattr(twin, f"conv{index}").weight_u, **TOLERANCE)
+
+
+# b. The authors' joint replay: one pass over [x̂; x̂_m].
+
+# As this project's configuration calls it; everything else here is its formula.
+ONE_PASS = {"meta.variant": "detached", "meta.objective": "code"}
+
+
+def test_the_one_pass_joint_update_over_two_steps():
+    """Mean |S − T| over the concatenated batch, SGD with momentum and weight decay."""
+    fields = {"student.weight_decay": DECAY, "student.momentum": MOMENTUM, "batch_size": B}
+    config = tiny_config(**fields, **ONE_PASS)
+    teacher_module, teacher_variables, teacher_twin = classifier(seed=0)
+    teacher_twin.eval()
+    module, variables, twin = classifier(seed=1)
+    replayed = normal(M, *SHAPE, seed=2)
+    scheme = create_replay(config, SHAPE, K)._replace(
+        recall=lambda memory, key, teacher: RetentionBatch(
+            replayed, teacher(replayed)[0], jnp.ones(())
+        ),
+        observed_images=B,  # so the state keeps the whole fresh batch
+    )
+    models = Models(teacher_module, module, Generator(SHAPE, CHANNELS))
+    steps = create_steps(config, models, scheme, SHAPE)
+    student = Network(
+        variables["params"],
+        variables["batch_stats"],
+        student_optimizer(config).init(variables["params"]),
+    )
+    state = cast(jax.jit(steps.init)(KEY), jnp.float64).replace(student=student)
+    step = jax.jit(steps.student_step)
+    optimizer = torch.optim.SGD(
+        twin.parameters(), config.student.learning_rate, MOMENTUM, weight_decay=DECAY
+    )
+    counts = batch_counts(twin)
+    for number in range(2):  # of one epoch, so at one learning rate
+        before, state = state, step(state, teacher_variables)
+        images = torch.cat([tensor(state.recent.images), tensor(replayed)])
+        optimizer.zero_grad()
+        F.l1_loss(twin(images)[0], teacher_twin(images)[0].detach()).backward()
+        optimizer.step()
+        assert_equal({"params": state.student.params}, twin)
+        if number == 0:  # then the stored variances go their own ways
+            assert_running_statistics(
+                before.student.batch_stats, state.student.batch_stats, twin, counts
+            )
+
+
+# c. Learning to retain while acquiring, with the objective of the authors' code.
+
+
+def acquisition_and_retention(seed):
+    """Fresh and replayed images with the teacher's logits of them: (x̂, T), (x̂_m, T_m)."""
+    x, x_m = normal(B, *SHAPE, seed=seed), normal(M, *SHAPE, seed=seed + 1)
+    return (x, 3 * normal(B, K, seed=seed + 2)), (x_m, 3 * normal(M, K, seed=seed + 3))
+
+
+def inner_loop(twin, acquisition, retention, alpha, **options):
+    """L_ret(θ') in PyTorch, θ' one step of SGD on L_acq, differentiable by `higher`."""
+    higher = pytest.importorskip("higher")
+    optimizer = torch.optim.SGD(twin.parameters(), alpha, MOMENTUM, weight_decay=DECAY)
+    with higher.innerloop_ctx(twin, optimizer, **options) as (inner, descent):
+        descent.step(F.l1_loss(inner(tensor(acquisition[0]))[0], tensor(acquisition[1])))
+        return F.l1_loss(inner(tensor(retention[0]))[0], tensor(retention[1]))
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.9])
+def test_exact_meta_gradient_with_the_objective_of_the_code(alpha):
+    """Joint loss on [x̂; x̂_m] + L_ret(θ'), against `higher` that keeps the parameters' graph."""
+    pytest.importorskip("higher")
+    module, variables, twin = classifier(seed=1, gain=1.0)
+    acquisition, retention = acquisition_and_retention(seed=2)
+    both = jax.tree.map(lambda *parts: jnp.concatenate(parts), acquisition, retention)
+
+    def loss_on(images, logits):
+        def loss(params):
+            (out, _), updated = module.apply(
+                variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+            )
+            return jnp.mean(losses.l1_distance(out, logits)), updated["batch_stats"]
+
+        return loss
+
+    @jax.jit
+    def compute(params, alpha):
+        gradient, metrics = meta.meta_gradient(
+            loss_on(*acquisition),
+            loss_on(*retention),
+            params,
+            inner_lr=alpha,
+            variant="exact",
+            outer_loss=loss_on(*both),
+            inner_weight_decay=DECAY,
+            has_aux=True,
+        )
+        return gradient, metrics["retention_loss"]
+
+    gradient, retention_loss = compute(variables["params"], alpha)
+    retained = inner_loop(twin, acquisition, retention, alpha, copy_initial_weights=False)
+    joint = F.l1_loss(twin(tensor(both[0]))[0], tensor(both[1]))
+    (joint + retained).backward()
+    np.testing.assert_allclose(retention_loss, retained.item(), **TOLERANCE)
+    assert_equal({"params": gradient}, twin, "grad")
+
+    # The term at θ' is no small part of it, so the comparison is one of the meta-gradient.
+    whole = {name: tensor.grad.clone() for name, tensor in twin.named_parameters()}
+    twin.zero_grad()
+    F.l1_loss(twin(tensor(both[0]))[0], tensor(both[1])).backward()
+    for name, parameter in twin.named_parameters():
+        assert (whole[name] - parameter.grad).norm() > 1e-2 * whole[name].norm(), name
+
+
+def test_as_shipped_the_inner_loop_sends_no_gradient_to_the_student():
+    """With the default of `higher`, `copy_initial_weights=True`: what the tables call severed."""
+    pytest.importorskip("higher")
+    acquisition, retention = acquisition_and_retention(seed=2)
+    for options, reaches in (({}, False), ({"copy_initial_weights": False}, True)):
+        _, _, twin = classifier(seed=1)
+        inner_loop(twin, acquisition, retention, 0.02, **options).backward()
+        for name, parameter in twin.named_parameters():
+            reached = parameter.grad is not None and bool((parameter.grad != 0).any())
+            assert reached == reaches, name
+
+
+# d. Generative replay: a step of the variational autoencoder.
+
+
+@pytest.fixture
+def latents(monkeypatch):
+    """Every draw of latents and of noise is one of these, by how many there are."""
+    fixed = {count: normal(count, LATENT, seed=count) for count in (B // 2, M)}
+    monkeypatch.setattr(draw, "normal", lambda key, first, count, dim: fixed[count])
+    return {count: tensor(array) for count, array in fixed.items()}
+
+
+def recall_objective(z, logits, ie, oh):
+    """Of the authors' code: balanced and sure classes, and latents as if from N(0, I)."""
+    mean = F.softmax(logits, dim=1).mean(0)
+    return (
+        ie * (mean * mean.log10()).sum()
+        + oh * F.cross_entropy(logits, logits.argmax(1))
+        + F.mse_loss(z.var(0), torch.ones_like(z[0]))
+        + F.mse_loss(z.mean(0), torch.zeros_like(z[0]))
+    )
+
+
+def recalled(z, logits_of, steps, ie=5.0, oh=1.0, learning_rate=0.02):
+    z = z.clone().requires_grad_()
+    optimizer = torch.optim.Adam([z], learning_rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        recall_objective(z, logits_of(z), ie, oh).backward()
+        optimizer.step()
+    return z.detach()
+
+
+def without_trace(network):
+    """A function of the network's input, in training mode, on a copy of it."""
+    return lambda x: copy.deepcopy(network)(x)
+
+
+@pytest.mark.parametrize("iteration", [0, 3])
+def test_an_observation_of_generative_replay(latents, iteration):
+    """Two of them: loss, Adam of both networks, running statistics, and the recall inside.
+
+    In iteration 0 the current images stand alone.
+    """
+    fields = {"replay.kind": "generative", "batch_size": B, "generator.latent_dim": LATENT}
+    config = tiny_config(**fields, **{"generator.channels": CHANNELS, "replay.entry_size": M})
+    config.replay.vae_learning_rate, config.replay.kl_weight = 0.01, 0.05
+    scheme = create_replay(config, SHAPE, K)
+    teacher, teacher_twin = teacher_of()
+    images = normal(B // 2, *SHAPE, seed=1)
+    variables = {
+        "encoder": random_variables(Encoder(LATENT, CHANNELS[::-1]), images, seed=2),
+        "generator": random_variables(
+            Generator(SHAPE, CHANNELS, spectral_norm=False), jnp.zeros((2, LATENT)), seed=3
+        ),
+    }
+    params, stats = (
+        {name: tree[part] for name, tree in variables.items()} for part in ("params", "batch_stats")
+    )
+    memory = cast(jax.jit(scheme.init)(KEY), jnp.float64).replace(
+        params=params, batch_stats=stats, observations=jnp.ones((), jnp.int32)
+    )
+    observe = jax.jit(
+        lambda memory, iteration: scheme.observe(
+            memory, Batch(images, teacher(images)[0]), KEY, iteration, teacher
+        )
+    )
+
+    encoder = torch_twins.Encoder(SHAPE, LATENT, CHANNELS[::-1])
+    generator = torch_twins.Generator(SHAPE, LATENT, CHANNELS, spectral_norm=False)
+    twins = {"encoder": encoder, "generator": generator}
+    for name, twin in twins.items():
+        torch_twins.load(twin, variables[name])
+    optimizer = torch.optim.Adam([*encoder.parameters(), *generator.parameters()], 0.01)
+    counts = {name: batch_counts(twin) for name, twin in twins.items()}
+    for number in range(2):
+        z = recalled(latents[M], lambda z: teacher_twin(without_trace(generator)(z))[0], steps=1)
+        x, noise = tensor(images), latents[B // 2]
+        if iteration > 0:
+            x = torch.cat([x, without_trace(generator)(z).detach()])
+            noise = torch.cat([noise, latents[M]])
+        mean, log_variance = encoder(x)
+        reconstruction = generator(mean + (log_variance / 2).exp() * noise)
+        divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean()
+        loss = (
+            F.l1_loss(reconstruction, x)
+            + F.l1_loss(teacher_twin(reconstruction)[0], teacher_twin(x)[0])
+            + 0.05 * divergence
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        memory = observe(memory, iteration)
+        for name, twin in twins.items():
+            # Adam divides by the gradient's size, which of a bias before batch norm is rounding.
+            assert_equal({"params": memory.params[name]}, twin, atol=1e-9)
+            if number == 0:
+                assert_running_statistics(stats[name], memory.batch_stats[name], twin, counts[name])
+
+
+# e. The recall.
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_recall(steps):
+    weights = [normal(LATENT, 6, seed=1), 4 * normal(6, K, seed=2)]
+    z = normal(M, LATENT, seed=0)
+    recall = functools.partial(
+        recall_latent,
+        logits_of=lambda z: jnp.tanh(z @ weights[0]) @ weights[1],
+        steps=steps,
+        learning_rate=0.02,
+        information_entropy=3.0,
+        one_hot=0.7,
+    )
+    ours = jax.jit(recall)(z)
+    first, second = map(tensor, weights)
+    theirs = recalled(tensor(z), lambda z: torch.tanh(z @ first) @ second, steps, ie=3.0, oh=0.7)
+    np.testing.assert_allclose(ours, theirs, **TOLERANCE)
+    assert np.abs(ours - z).max() > 0.015 * steps  # it has moved
+
+
+# f. Steps of the optimizers.
+
+
+def random_gradients(shapes, count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{n: jnp.asarray(rng.normal(size=s)) for n, s in shapes.items()} for _ in range(count)]
+
+
+SIZES = {"a": (3, 2), "b": (4,)}
+
+
+def descend_here(optimizer, params, gradients):
+    """Parameters after every step."""
+    state, seen = optimizer.init(params), []
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(params)
+    return seen
+
+
+def descend_in_torch(create, params, gradients, steps_per_epoch, schedule=None):
+    params = {name: tensor(array).requires_grad_() for name, array in params.items()}
+    optimizer = create(params.values())
+    schedule = schedule and schedule(optimizer)
+    seen = []
+    for number, gradient in enumerate(gradients, start=1):
+        for name, parameter in params.items():
+            parameter.grad = tensor(gradient[name])
+        optimizer.step()
+        seen.append({name: parameter.detach().clone() for name, parameter in params.items()})
+        if schedule and number % steps_per_epoch == 0:
+            schedule.step()
+    return seen
+
+
+def assert_same_path(ours, theirs):
+    for here, there in zip(ours, theirs, strict=True):
+        for name in SIZES:
+            np.testing.assert_allclose(here[name], there[name], **TOLERANCE)
+
+
+def test_the_students_descent_over_all_epochs():
+    """SGD with momentum and weight decay; the cosine is stepped once an epoch."""
+    config = tiny_config(**{"student.weight_decay": DECAY, "student.momentum": MOMENTUM})
+    config.student.learning_rate = 0.1
+    epochs, steps = config.epochs, config.iterations_per_epoch * config.student.steps
+    params, *gradients = random_gradients(SIZES, 1 + epochs * steps)
+    theirs = descend_in_torch(
+        lambda p: torch.optim.SGD(p, 0.1, MOMENTUM, weight_decay=DECAY),
+        params,
+        gradients,
+        steps,
+        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs),
+    )
+    assert_same_path(descend_here(student_optimizer(config), params, gradients), theirs)
+
+
+def test_the_generators_descent():
+    config = tiny_config(**{"generator.learning_rate": 0.02})
+    params, *gradients = random_gradients(SIZES, 13)
+    theirs = descend_in_torch(lambda p: torch.optim.Adam(p, 0.02), params, gradients, 1)
+    assert_same_path(descend_here(generator_optimizer(config), params, gradients), theirs)
+
+
+def test_the_inner_step():
+    """A fresh SGD: its momentum never acts, its weight decay does."""
+    params, gradient = random_gradients(SIZES, 2)
+    ours = meta.inner_step(params, gradient, 0.9, DECAY)
+    theirs = descend_in_torch(
+        lambda p: torch.optim.SGD(p, 0.9, MOMENTUM, weight_decay=DECAY), params, [gradient], 1
+    )
+    assert_same_path([ours], theirs)
