@@ -190,7 +190,7 @@ def test_generator_loss_and_its_gradient(spectral_norm):
 # b. The authors' joint replay: one pass over [x̂; x̂_m].
 
 # As this project's configuration calls it; everything else here is its formula.
-ONE_PASS = {"meta.variant": "detached", "meta.objective": "code"}
+ONE_PASS = {"objective": "concatenated"}
 
 
 def test_the_one_pass_joint_update_over_two_steps():
