@@ -248,6 +248,8 @@ def main(arguments: Sequence[str]) -> int | None:
     try:
         found = evaluate(path, CONFIG.value, BATCH.value)
         results.write_json(OUTPUT.value or default, found)
+    except results.CannotWrite as error:
+        return fail(f"{error}.", 2)
     except (UserError, DamagedCheckpoint, ValueError, OSError) as error:
         return fail(str(error), 2)
     print(table(found))

@@ -7,6 +7,7 @@ DIR is the run's folder, finished or not; the newest whole checkpoint counts.
 import argparse
 import contextlib
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ def to_onnx(student: Student) -> bytes:
       UserError: a package is not installed; jax2onnx does not know an operation of the network, or
         made a graph that cannot be run or gives other logits.
     """
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # it lists what it has examples of
     convert = _import("jax2onnx", "onnx").to_onnx
     session = _import("onnxruntime", "onnx").InferenceSession
     model, image_shape = student.card["model"], student.card["image_shape"]
@@ -117,7 +119,7 @@ FORMATS = {"safetensors": to_safetensors, "stablehlo": to_stablehlo, "onnx": to_
 
 
 def export(folder: Path, format: str, output: Path) -> Path:
-    """Write `student.FORMAT`, `card.json` and `README.md` to a folder, each whole or not at all.
+    """Write `student.FORMAT`, `card.json` and `README.md` to a folder, all of them or none.
 
     Args:
       folder: of a run.
@@ -129,17 +131,18 @@ def export(folder: Path, format: str, output: Path) -> Path:
 
     Raises:
       UserError, DamagedCheckpoint, ValueError: see `load_student`; a package is missing.
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written; nothing is there that was not there before.
     """
     student = load_student(folder)
     content = FORMATS[format](student)
-    path = output / f"student.{format}"
-    with results.replacing(path) as file:
-        file.write(content)
-    results.write_json(output / "card.json", student.card)
-    with results.replacing(output / "README.md") as file:
-        file.write(model_card(student.card).encode())
-    return path
+    name = f"student.{format}"
+    with results.replacing_together(output) as new:
+        with results.replacing(new / name) as file:
+            file.write(content)
+        results.write_json(new / "card.json", student.card)
+        with results.replacing(new / "README.md") as file:
+            file.write(model_card(student.card).encode())
+    return output / name
 
 
 def model_card(card: dict[str, Any]) -> str:
@@ -193,6 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = _parser().parse_args(arguments)
         print(export(given.folder, given.format, given.output or given.folder / "export"))
+    except results.CannotWrite as error:
+        return fail(f"{error}.", 2)
     except (UserError, DamagedCheckpoint, ValueError, OSError) as error:
         return fail(str(error), 2)
     return 0

@@ -17,7 +17,7 @@ from dfkd_jax.data_table import SPECS
 from dfkd_jax.resume import claim
 from dfkd_jax.student import load_student
 from tests.conftest import tiny_config
-from tests.test_export import expected, random_student
+from tests.students import expected, random_student
 
 DIGITS = SPECS["digits"]
 ROOT = Path(__file__).parent.parent
