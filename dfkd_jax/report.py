@@ -96,7 +96,8 @@ def write(
     if failed:
         rows = [[run.label, str(run.seed), run.failure] for run in failed]
         tables.append(Table("Failed runs", ["label", "seed", "failed with"], rows))
-    title = "Comparison on " + ", ".join(sorted({str(r.summary.get("dataset")) for r in runs}))
+    data_sets = sorted({run.summary.get("dataset") or "none" for run in runs} - {"none"})
+    title = f"Comparison on {', '.join(data_sets)}" if data_sets else "Comparison without data"
     glossaries = comparison_tables.glossaries(groups, shown)
     text = report_page.markdown(title, tables, notes, glossaries)
     csv_files = {
