@@ -1,5 +1,6 @@
 """A full disk, or one that cannot be written: one sentence, and all is as it was before."""
 
+import errno
 import os
 import shutil
 import threading
@@ -216,6 +217,21 @@ def test_a_writer_that_goes_on_after_it_failed_leaves_nothing(tmp_path):
         thread.start()
         raise RuntimeError
     thread.join()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    """Of a full disk it names nothing by itself."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for attempt in (results.replacing, results.replacing_together, results.temporary_folder):
+        with pytest.raises(results.CannotWrite) as caught, attempt(tmp_path / "a"):
+            raise full
+        assert str(caught.value) == f"{tmp_path}/a cannot be written: No space left on device"
+        assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(results.CannotWrite) as caught:
+        with results.replacing_together(tmp_path / "a") as new, results.replacing(new / "b"):
+            raise full
+    assert str(caught.value).startswith(f"{tmp_path}/a/b cannot be written")
     assert not list(tmp_path.iterdir())
 
 
