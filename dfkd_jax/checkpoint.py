@@ -164,8 +164,11 @@ def forget_after(manager: ocp.CheckpointManager, epoch: int, up_to: int | None =
 
 
 def _quiet() -> None:
-    """Orbax reports every stage of every save at level INFO and some fallbacks as warnings."""
-    logging.set_verbosity(logging.ERROR)
+    """Orbax reports every stage of every save at level INFO and some fallbacks as warnings.
+
+    What it reports at level ERROR is raised too, and would come from each of its threads.
+    """
+    logging.set_verbosity(logging.FATAL)
 
 
 def file_checksums(directory: Path) -> dict[str, int]:

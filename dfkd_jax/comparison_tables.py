@@ -200,7 +200,7 @@ def differences_table(
     rows = [
         [
             a.label,
-            str(a.differences[paired[0].key].count),
+            str(max(d.count for d in a.differences.values())),  # not every measure has them all
             *(cell(measure, a.differences[measure.key]) for measure in paired),
         ]
         for a in aggregates

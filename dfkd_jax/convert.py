@@ -7,9 +7,7 @@ DIR then is what `--config.teacher.checkpoint` takes. The network is not run.
 import argparse
 import math
 import os
-import secrets
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dfkd_jax import teacher
+from dfkd_jax import results, teacher
 from dfkd_jax.classifiers import CLASSIFIERS, create_classifier
 from dfkd_jax.command_line import create_parser, fail
 from dfkd_jax.config import UserError
@@ -111,17 +109,19 @@ def next_command(description: Description, output: Path) -> str:
 
 
 def _write(output: Path, variables: teacher.Variables, card: dict[str, Any]) -> None:
-    # Beside its final place, as a rename is atomic only within one file system.
-    temporary = output.absolute().parent / f".{output.name}.{secrets.token_hex(4)}.tmp"
+    # Compression does not gain much; beside the arrays stand their names and shapes.
+    size = 2**20 + sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     try:
-        temporary.mkdir(parents=True)
-        teacher.save_teacher(temporary, variables, card)
-        temporary.replace(output)
+        with results.temporary_folder(output.absolute()) as new:
+            results.reserve(new, size)  # orbax would report a full disk from several threads
+            teacher.save_teacher(new, variables, card)
+            new.replace(output)
+    except results.CannotWrite as error:
+        raise UserError(f"{error}.") from error
     except Exception as error:  # the storage that orbax writes to has errors of its own
-        reason = str(error).strip().split("\n")[0][:200].rstrip(".")
+        full = "No space left on device"
+        reason = full if full in str(error) else str(error).strip().split("\n")[0][:200].rstrip(".")
         raise UserError(f"The teacher cannot be written to {output}: {reason}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def describe(given: argparse.Namespace) -> Description:

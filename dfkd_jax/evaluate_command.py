@@ -6,6 +6,7 @@ TARGET is a run's folder (its student), a teacher's, or an exported .safetensors
 with, `--config.teacher.checkpoint`.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -161,7 +162,8 @@ def evaluate(path: Path, config: ml_collections.ConfigDict, batch_size: int) -> 
       that it was measured at, `images`, `dataset` and `target`.
 
     Raises:
-      UserError, ValueError, DamagedCheckpoint: see `read_target`; there is no test data.
+      UserError, ValueError, DamagedCheckpoint: see `read_target`; there is no test data, or logits
+        are not finite.
       FileNotFoundError: the data set is not prepared.
     """
     spec = data_specs.spec(config)
@@ -170,11 +172,11 @@ def evaluate(path: Path, config: ml_collections.ConfigDict, batch_size: int) -> 
     target = read_target(path, config, (*spec.image_shape, spec.num_classes))
     images, labels = data.loader(config, spec)("test")
     batch_size = min(batch_size, len(labels))
-    scores = _all_logits(target.logits, images, batch_size)
+    scores = _all_logits(str(path), target.logits, images, batch_size)
     predicted = scores.argmax(axis=1)
     agreement = None
     if target.teacher is not None:
-        theirs = _all_logits(target.teacher, images, batch_size)
+        theirs = _all_logits("The teacher to compare with", target.teacher, images, batch_size)
         agreement = 100.0 * float(np.mean(theirs.argmax(axis=1) == predicted))
     matrix = confusion_matrix(labels, predicted, spec.num_classes)
     one = _scaled(images[:batch_size])
@@ -196,14 +198,25 @@ def _scaled(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(255)
 
 
-def _all_logits(logits: Logits, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Batch by batch; the last is filled up, so that one shape is compiled."""
+def _all_logits(where: str, logits: Logits, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Batch by batch; the last is filled up, so that one shape is compiled.
+
+    Raises:
+      UserError: some are not finite; says of what, as `where` names it.
+    """
     filled = np.concatenate([images, images[: -len(images) % batch_size]])
     parts = [
         np.asarray(logits(_scaled(filled[i : i + batch_size])))
         for i in range(0, len(filled), batch_size)
     ]
-    return np.concatenate(parts)[: len(images)]
+    scores = np.concatenate(parts)[: len(images)]
+    wrong = int((~np.isfinite(scores)).any(axis=1).sum())
+    if wrong:
+        raise UserError(
+            f"{where} gives NaN or infinite logits for {wrong} of {len(images)} images, which name "
+            "no class."
+        )
+    return scores
 
 
 def table(found: dict[str, Any]) -> str:
@@ -220,7 +233,9 @@ def table(found: dict[str, Any]) -> str:
     lines.append("class  accuracy %  called (row: true class, column: predicted)")
     for i, row in enumerate(found["confusion_matrix"].tolist()[:20]):
         called = " ".join(f"{n:5d}" for n in row[:20])
-        lines.append(f"{i:5d}  {found['class_accuracy'][i]:10.2f}  {called}")
+        accuracy = found["class_accuracy"][i]  # None or NaN of a class without images
+        measured = accuracy is not None and math.isfinite(accuracy)
+        lines.append(f"{i:5d}  {f'{accuracy:.2f}' if measured else '–':>10}  {called}")
     if len(found["class_accuracy"]) > 20:
         lines.append("… all classes are in the file")
     return "\n".join(lines)
@@ -249,6 +264,8 @@ def main(arguments: Sequence[str]) -> int | None:
     try:
         found = evaluate(path, CONFIG.value, BATCH.value)
         results.write_json(OUTPUT.value or default, found)
+    except results.CannotWrite as error:
+        return fail(f"{error}.", 2)
     except (UserError, DamagedCheckpoint, ValueError, OSError) as error:
         return fail(str(error), 2)
     print(table(found))

@@ -6,16 +6,22 @@ DIR is the run's folder, finished or not; the newest whole checkpoint counts.
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.export
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from flax.linen import pooling
 from flax.traverse_util import flatten_dict
 
 from dfkd_jax import convolution, results
@@ -27,6 +33,8 @@ from dfkd_jax.student import Student, load_student, logits_of
 from dfkd_jax.torch_layouts import to_torch
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+OPSET = 23  # of ONNX
+MAKERS = ("dfkd_jax", "jax", "flax", "jax2onnx", "onnx_opset")  # what a card names
 
 
 def to_safetensors(student: Student) -> bytes:
@@ -42,7 +50,17 @@ def to_safetensors(student: Student) -> bytes:
     else:
         names, arrays = "torch", to_torch(student.card["model"], student.variables)
     card = {"names": names, "input": "(images in [0, 1] - mean) / std", **student.card}
-    return save(arrays, {k: v if isinstance(v, str) else json.dumps(v) for k, v in card.items()})
+    metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in card.items()}
+    return _sorted(save(arrays, metadata))
+
+
+def _sorted(content: bytes) -> bytes:
+    """A safetensors file with a sorted header: the package writes metadata in a random order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    fields = json.loads(content[8:end])
+    header = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # arrays are aligned
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def to_stablehlo(student: Student) -> bytes:
@@ -64,6 +82,7 @@ def to_onnx(student: Student) -> bytes:
       UserError: a package is not installed; jax2onnx does not know an operation of the network, or
         made a graph that cannot be run or gives other logits.
     """
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # it lists what it has examples of
     convert = _import("jax2onnx", "onnx").to_onnx
     session = _import("onnxruntime", "onnx").InferenceSession
     model, image_shape = student.card["model"], student.card["image_shape"]
@@ -72,7 +91,9 @@ def to_onnx(student: Student) -> bytes:
         wanted = np.asarray(jax.jit(logits_of(student))(images))
     try:
         with convolution.plain(), _transposition_pairs_kept():
-            graph = convert(logits_of(student), inputs=[("b", *image_shape)], model_name=model)
+            logits = _with_poolings(logits_of(student))
+            inputs = [("b", *image_shape)]
+            graph = convert(logits, inputs=inputs, model_name=model, opset=OPSET)
         card = {"input": "images (b, height, width, channels), float32 in [0, 1]", **student.card}
         for key, value in card.items():
             entry = graph.metadata_props.add()
@@ -86,9 +107,53 @@ def to_onnx(student: Student) -> bytes:
     except Exception as error:  # each of its operations has errors of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
-            f"jax2onnx cannot convert {model} ({reason}); --format=safetensors and stablehlo can."
+            f"jax2onnx cannot convert {_place(error)}{model} ({reason}); --format=safetensors and "
+            "stablehlo can."
         ) from error
     return content
+
+
+def _place(error: Exception) -> str:
+    """What an error of jax2onnx is about: "the operation qr of MyNet/Block_0 in ", or ""."""
+    operation, root, layer = None, None, ""
+    trace = error.__traceback__
+    while trace is not None:
+        names = trace.tb_frame.f_locals
+        equation, module = names.get("eqn"), names.get("self")
+        if isinstance(equation, jax.extend.core.JaxprEqn):  # that it converts
+            operation = equation.primitive.name
+            layer = str(equation.source_info.name_stack) or layer  # that of an inner one may lack
+        elif isinstance(module, nn.Module):  # that it traces
+            root = root or type(module).__name__
+            layer = "/".join((root, *module.path))
+        trace = trace.tb_next
+    parts = [f"the operation {operation}" if operation else "", layer]
+    words = " of ".join(part for part in parts if part)
+    return f"{words} in " if words else ""
+
+
+def _with_poolings(logits: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """`logits` as jax2onnx can trace it: its stand-ins for Flax's poolings take names only."""
+    parameters = ("window_shape", "strides", "padding", "count_include_pad")
+
+    def by_name(stand_in: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        def pool(inputs: jax.Array, *given: Any, **named: Any) -> jax.Array:
+            return stand_in(inputs, **dict(zip(parameters, given, strict=False)), **named)
+
+        return pool
+
+    def traced(images: jax.Array) -> jax.Array:
+        places = [(m, name) for m in (nn, pooling) for name in ("avg_pool", "max_pool")]
+        stand_ins = [(*place, getattr(*place)) for place in places]
+        try:
+            for module, name, stand_in in stand_ins:
+                setattr(module, name, by_name(stand_in))
+            return logits(images)
+        finally:
+            for module, name, stand_in in stand_ins:
+                setattr(module, name, stand_in)
+
+    return traced
 
 
 @contextlib.contextmanager
@@ -116,30 +181,42 @@ def _transposition_pairs_kept() -> Iterator[None]:
 FORMATS = {"safetensors": to_safetensors, "stablehlo": to_stablehlo, "onnx": to_onnx}
 
 
-def export(folder: Path, format: str, output: Path) -> Path:
-    """Write `student.FORMAT`, `card.json` and `README.md` to a folder, each whole or not at all.
+def export(folder: Path, format: str, output: Path, date: datetime | None = None) -> Path:
+    """Write `student.FORMAT`, `card.json` and `README.md` to a folder, all of them or none.
 
     Args:
       folder: of a run.
       format: a key of `FORMATS`.
       output: made if missing; files of these names are replaced.
+      date: of the export, with a time zone; now by default. All else is the same each time.
 
     Returns:
-      The file of the student.
+      The file of the student. Its metadata, where the format has such, and the card hold what
+      `load_student` says and `exported`, the date; of ONNX also `jax2onnx`, the version, and
+      `onnx_opset`.
 
     Raises:
       UserError, DamagedCheckpoint, ValueError: see `load_student`; a package is missing.
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written; nothing is there that was not there before.
     """
     student = load_student(folder)
+    exported = (date or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
+    student.card.update(exported=exported)
+    if format == "onnx":
+        _import("jax2onnx", "onnx")
+        student.card.update(
+            jax2onnx=importlib.metadata.version("jax2onnx"),
+            onnx_opset=OPSET,
+        )
     content = FORMATS[format](student)
-    path = output / f"student.{format}"
-    with results.replacing(path) as file:
-        file.write(content)
-    results.write_json(output / "card.json", student.card)
-    with results.replacing(output / "README.md") as file:
-        file.write(model_card(student.card).encode())
-    return path
+    name = f"student.{format}"
+    with results.replacing_together(output) as new:
+        with results.replacing(new / name) as file:
+            file.write(content)
+        results.write_json(new / "card.json", student.card)
+        with results.replacing(new / "README.md") as file:
+            file.write(model_card(student.card).encode())
+    return output / name
 
 
 def model_card(card: dict[str, Any]) -> str:
@@ -147,18 +224,21 @@ def model_card(card: dict[str, Any]) -> str:
     height, width, channels = card["image_shape"]
     teacher = card["teacher"]
     of = f" from {teacher['source']}" if teacher["source"] else ""
-    tested = "" if card["accuracy"] is None else f" on {card['dataset']}"
+    made = [f"{name} {card[name]}" for name in MAKERS if name in card]
+    if "exported" in card:
+        made.append(f"on {card['exported']}")
+    tested = f" on {card['dataset']}"
     return f"""# {card["model"]}, distilled without data
 
 | | |
 |---|---|
 | student | {card["model"]}, {card["num_classes"]} classes |
-| teacher | {teacher["model"]}{of}, {_percent(teacher["accuracy"])} |
+| teacher | {teacher["model"]}{of}, accuracy {_percent(teacher["accuracy"])} |
 | method | {card["method"]}, seed {card["seed"]}, {card["epoch"]} epochs |
-| test accuracy | {_percent(card["accuracy"])}{tested} |
-| names the teacher's class | {_percent(card["agreement"])} of generated images |
+| test accuracy | {_percent(card["accuracy"], tested)} |
+| names the teacher's class | {_percent(card["agreement"], " of generated images")} |
 | images | {height}×{width}×{channels}, normalised with mean {card["mean"]}, std {card["std"]} |
-| made by | dfkd_jax {card["dfkd_jax"]} |
+| made by | {", ".join(made)} |
 
 `student.safetensors` holds weights only: give the network (images − mean) / std, images in [0, 1].
 `student.stablehlo` (read it with `jax.export.deserialize`) and `student.onnx` normalise themselves
@@ -166,8 +246,8 @@ and take float32 images (batch, {height}, {width}, {channels}) in [0, 1]. All gi
 """
 
 
-def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f} %"
+def _percent(value: float | None, of: str = "") -> str:
+    return "not measured" if value is None else f"{value:.2f} %{of}"
 
 
 def _import(module: str, extra: str) -> Any:
@@ -193,6 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = _parser().parse_args(arguments)
         print(export(given.folder, given.format, given.output or given.folder / "export"))
+    except results.CannotWrite as error:
+        return fail(f"{error}.", 2)
     except (UserError, DamagedCheckpoint, ValueError, OSError) as error:
         return fail(str(error), 2)
     return 0

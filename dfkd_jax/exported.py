@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.own_module import is_own
-from dfkd_jax.student import Student, logits_of, shape_of
+from dfkd_jax.student import Student, first_non_finite, logits_of, shape_of
 from dfkd_jax.torch_file import read_state_dict
 from dfkd_jax.torch_layouts import from_torch
 
@@ -122,7 +122,11 @@ def _from_flax(
     wrong += [name for name in arrays if name not in wanted]
     if wrong:
         raise ValueError(f"missing, unknown or of another shape are {', '.join(wrong)}")
-    return unflatten_dict(arrays, sep=".")
+    variables = unflatten_dict(arrays, sep=".")
+    name = first_non_finite(variables)
+    if name is not None:
+        raise ValueError(f"not all values are finite numbers in {name}")
+    return variables
 
 
 def read_stablehlo(path: Path) -> Read:

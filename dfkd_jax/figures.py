@@ -117,7 +117,9 @@ def sample_grid(
         for i, image in enumerate(panel.images):
             left, upper = i % columns, top + head + i // columns * row
             _draw_image(axes, image, left, upper)
-            caption = f"{int(panel.labels[i])} · {float(panel.confidence[i]):.0%}"
+            label, confidence = int(panel.labels[i]), float(panel.confidence[i])
+            # Of NaN logits the class would be 0.
+            caption = f"{label} · {confidence:.0%}" if np.isfinite(confidence) else "–"
             axes.text(left + 0.5, upper + 1.08, caption, fontsize=7, ha="center", va="center")
         top += head + body
     # After the images, as each of them moves the limits.

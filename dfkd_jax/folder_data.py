@@ -1,7 +1,8 @@
 """Any folder of class folders, `DIR/{train,test}/CLASS/*.png`, `.jpg`, `.jpeg`, `.bmp`, `.webp`.
 
 Classes are numbered in the sorted order of their folders' names. Hidden folders and files (of which
-systems leave some) do not count.
+systems leave some) do not count. `decoded_cache.decode` says what it makes of other
+depths and modes.
 """
 
 import os

@@ -53,8 +53,8 @@ def prepare(name: str, data_dir: str | None = None) -> str:
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # of the network, the disk, or what the server sent
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"{name} could not be prepared: {reason}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+        raise UserError(f"{name} could not be prepared in {builder.data_dir}: {reason}.") from error
     try:
         return f"{name} is now prepared, in {tfds_data.find(SPECS[name], data_dir)}."
     except FileNotFoundError as error:  # tensorflow-datasets keeps what is there

@@ -1,6 +1,7 @@
 """Where a run stands: a live bar on a terminal, one plain line per epoch in a log."""
 
 import datetime
+import math
 import os
 import re
 import statistics
@@ -171,7 +172,7 @@ def summary_table(
         "variance σ²": _show("{:.2f} %²", summary.get(f"{name}_variance")),
         **more,
         "epochs": _show("{}", summary.get("epochs")),
-        "time": _clock(summary.get("seconds") or 0.0),
+        "time": _clock(summary.get("seconds")),
     }
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
@@ -184,9 +185,12 @@ def summary_table(
 
 
 def _show(form: str, value: float | None) -> str:
-    return re.sub(r"\{[^}]*\}", ABSENT, form) if value is None else form.format(value)
+    measured = value is not None and math.isfinite(value)
+    return form.format(value) if measured else re.sub(r"\{[^}]*\}", ABSENT, form)
 
 
-def _clock(seconds: float) -> str:
+def _clock(seconds: float | None) -> str:
     """Hours, minutes and seconds: 0:01:12."""
+    if seconds is None or not math.isfinite(seconds):
+        return ABSENT
     return str(datetime.timedelta(seconds=round(seconds)))

@@ -15,7 +15,7 @@ from dfkd_jax import (
 from dfkd_jax.command_line import create_parser, fail
 from dfkd_jax.config import UserError
 from dfkd_jax.report_page import Table
-from dfkd_jax.results import replacing
+from dfkd_jax.results import replacing, replacing_together
 
 DEFAULT_BASELINE = "mb-dfkd"
 NO_DATA = (
@@ -63,7 +63,7 @@ def write(
     output: str | Path | None = None,
     baseline: str | None = None,
 ) -> str:
-    """Write tables, figures and `report.html` of the runs in and below `directories`.
+    """Write tables, figures and `report.html` of the runs in and below `directories`: all or none.
 
     Args:
       directories: searched for finished and failed runs.
@@ -96,7 +96,8 @@ def write(
     if failed:
         rows = [[run.label, str(run.seed), run.failure] for run in failed]
         tables.append(Table("Failed runs", ["label", "seed", "failed with"], rows))
-    title = "Comparison on " + ", ".join(sorted({str(r.summary.get("dataset")) for r in runs}))
+    data_sets = sorted({run.summary.get("dataset") or "none" for run in runs} - {"none"})
+    title = f"Comparison on {', '.join(data_sets)}" if data_sets else "Comparison without data"
     glossaries = comparison_tables.glossaries(groups, shown)
     text = report_page.markdown(title, tables, notes, glossaries)
     csv_files = {
@@ -106,20 +107,21 @@ def write(
     field = ablation_figure.varied_field(groups)
     figures = {**FIGURES, "ablation.png": ABLATION} if field else FIGURES
     try:
-        for name, (draw, _) in figures.items():
-            draw(groups, output / name, (output / name).with_suffix(".pdf"))
-        words = comparison_axes.quality_of(groups).title
-        captioned = [
-            (output / name, caption.format(quality=words[0].upper() + words[1:], field=field))
-            for name, (_, caption) in figures.items()
-        ]
-        for name, rows in csv_files.items():
-            _write(output / name, comparison_tables.csv_text(rows))
-        _write(output / "comparison.md", text)
-        page = report_page.html(title, tables, notes, glossaries, captioned)
-        _write(output / "report.html", page)
+        with replacing_together(output) as new:
+            for name, (draw, _) in figures.items():
+                draw(groups, new / name, (new / name).with_suffix(".pdf"))
+            words = comparison_axes.quality_of(groups).title
+            captioned = [
+                (new / name, caption.format(quality=words[0].upper() + words[1:], field=field))
+                for name, (_, caption) in figures.items()
+            ]
+            for name, rows in csv_files.items():
+                _write(new / name, comparison_tables.csv_text(rows))
+            _write(new / "comparison.md", text)
+            page = report_page.html(title, tables, notes, glossaries, captioned)
+            _write(new / "report.html", page)
     except OSError as error:
-        raise UserError(f"The report cannot be written to {output}: {error}") from error
+        raise UserError(f"There is no report: {error}.") from error
     return report_page.markdown(title, tables)
 
 

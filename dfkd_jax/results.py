@@ -6,10 +6,13 @@ Accuracies are percentages in [0, 100]; `None` (JSON `null`) stands for "not mea
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
 import secrets
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,30 +27,132 @@ ACCURACY = "student_accuracy"  # the key of the student's top-1 accuracy, percen
 AGREEMENT = "generated_agreement"
 
 
+class CannotWrite(OSError):
+    """A file or folder could not be written; the text names it and says why."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}"
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` only once it is complete.
 
     Readers see the old content or the new, never a part; if the block raises, `path` is untouched.
-    Missing parent folders are made.
+    Missing parent folders are made, and removed again if the block raises.
 
     Raises:
-      OSError: the folder cannot be written.
+      CannotWrite: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    with _parents(path), _naming(temporary, path):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def replacing_together(folder: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write files to, which take their places in `folder` once all are complete.
+
+    If the block raises, `folder` is untouched, or not there if it was not.
+
+    Raises:
+      CannotWrite: the disk is full, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    with temporary_folder(folder / "files") as new, _naming(new, folder):
+        yield new
+        for path in sorted(new.iterdir()):
+            os.replace(path, folder / path.name)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A new folder beside `path`, which the block may rename to it; else it is removed at the end.
+
+    Missing parent folders are made, and removed again if the block raises.
+
+    Raises:
+      CannotWrite: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    new = _beside(path)
+    with _parents(path), _naming(new, path):
+        try:
+            new.mkdir()
+            yield new
+        except BaseException:
+            for _ in range(3):  # threads of a writer that failed may still make the folder again
+                shutil.rmtree(new, ignore_errors=True)
+                time.sleep(0.1)
+            raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def reserve(folder: Path, size: int) -> None:
+    """Raise now if `size` bytes more do not fit on the disk: for writers that fail badly later.
+
+    Raises:
+      CannotWrite: they do not fit.
+    """
+    path = folder / f".{secrets.token_hex(4)}.tmp"
+    try:
+        with open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # else it cannot be told
+            raise CannotWrite(error.errno, error.strerror, str(folder)) from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
     # In the same folder, as a rename is atomic only within one file system; random, as several
     # processes may write the same file.
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+
+
+@contextlib.contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """The parent folders of `path` are there; those that were not are gone if the block raises."""
+    missing = [folder for folder in path.parents if not folder.exists()]
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotWrite(error.errno, error.strerror, error.filename) from error
+        yield
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for folder in missing:
+            with contextlib.suppress(OSError):  # another process may have put something there
+                folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _naming(temporary: Path, path: Path) -> Iterator[None]:
+    """An error of writing `temporary`, or something in it, names what it was to become.
+
+    Errors of a full disk name nothing by themselves.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = path if error.filename is None else str(error.filename)
+        if error.errno is None or (error.filename and str(temporary) not in where):
+            raise  # of something else than writing, or of something else than this
+        where = str(where).replace(str(temporary), str(path))
+        raise CannotWrite(error.errno, error.strerror, where) from error
 
 
 def plain(value: Any) -> Any:
@@ -87,10 +192,15 @@ def write_metrics(path: str | os.PathLike, history: Sequence[Record]) -> None:
 
 
 def append_metrics(path: str | os.PathLike, record: Record) -> None:
-    """Append one line to `path` (made if missing) and flush it."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    """Append one line to `path` (made if missing) and flush it.
+
+    Raises:
+      CannotWrite: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     line = _line(record)
-    with open(path, "ab+") as file:
+    with _naming(path, path), open(path, "ab+") as file:
         # A torn line left by a killed process must not swallow this record.
         end = file.seek(0, os.SEEK_END)
         if end:
@@ -165,6 +275,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
     """Write `obj` atomically as indented JSON with sorted keys; NaN and ±∞ become null.
 
     Raises:
+      CannotWrite: the disk is full, or the folder cannot be written.
       TypeError: it holds a value of a kind that a JSON file cannot hold.
     """
     text = json.dumps(plain(obj), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)

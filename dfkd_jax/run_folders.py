@@ -305,7 +305,8 @@ def _differences(finished: list[Run]) -> list[str]:
     for run in finished:
         preset = METHODS.get(run.summary["method"], {})
         own = {f: v for f, v in compared_fields(run).items() if f not in preset or preset[f] != v}
-        own["the teacher's accuracy"] = run.summary.get("teacher_accuracy")
+        accuracy = run.summary.get("teacher_accuracy")
+        own["the teacher's accuracy"] = "not measured" if accuracy is None else accuracy
         for field, value in own.items():
             labels = values.setdefault(field, {}).setdefault(str(value), [])
             labels += [] if run.label in labels else [run.label]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from dfkd_jax import checkpoint, data, data_specs, results, teacher
 from dfkd_jax.classifiers import create_classifier
@@ -32,10 +33,11 @@ def load_student(folder: Path) -> Student:
     Its card holds `model`, `num_classes`, `image_shape` (H, W, C), `mean` and `std` of the images
     in [0, 1], `dataset`, `method`, `seed`, `epoch`, `accuracy` and `agreement` with the teacher
     after that epoch (percent, None if not measured), `teacher` (its model, accuracy and source) and
-    `dfkd_jax`, the version.
+    the versions of `dfkd_jax`, `jax` and `flax`.
 
     Raises:
-      UserError: it is no run's folder, it has no whole checkpoint, or nothing tells its teacher.
+      UserError: it is no run's folder, it has no whole checkpoint, nothing tells its teacher, or
+        its training diverged.
       DamagedCheckpoint: the checkpoint is not that of such a student.
       ValueError: a file in it is damaged.
     """
@@ -55,6 +57,12 @@ def load_student(folder: Path) -> Student:
     if read is None:
         raise UserError(f"{folder} has no whole checkpoint; one epoch must be finished.")
     variables, history = read[0]["student"], read[1]
+    wrong = first_non_finite(variables)
+    if wrong is not None:
+        raise UserError(
+            f"The student in {folder} has NaN or infinite numbers in {wrong} after epoch "
+            f"{len(history)}: its training diverged, so there is nothing to use."
+        )
     last = history[-1] if history else {}
     card = {
         **facts,
@@ -66,9 +74,17 @@ def load_student(folder: Path) -> Student:
         "accuracy": last.get(results.ACCURACY),
         "agreement": last.get(results.AGREEMENT),
         "teacher": {f: teacher_card.get(f) for f in ("model", "accuracy", "source")},
-        "dfkd_jax": importlib.metadata.version("dfkd_jax"),
+        **{name: importlib.metadata.version(name) for name in ("dfkd_jax", "jax", "flax")},
     }
     return Student(module, variables, results.plain(card))
+
+
+def first_non_finite(variables: dict[str, Any]) -> str | None:
+    """The name, joined by ".", of the first array with NaN or ±∞; None if all are finite."""
+    for name, array in flatten_dict(variables, sep=".").items():
+        if not np.isfinite(array).all():
+            return name
+    return None
 
 
 def logits_of(student: Student) -> Callable[[jax.Array], jax.Array]:

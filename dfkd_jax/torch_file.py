@@ -6,6 +6,7 @@ file declares is compared with its size before it is read.
 
 import os
 import re
+import shlex
 import struct
 import warnings
 import zipfile
@@ -40,6 +41,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         is not installed; one sentence that names it.
     """
     path = Path(path)
+    _check_unzipped(path)
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -100,6 +102,19 @@ def _read_torch(path: Path, start: bytes, size: int) -> Any:
             f"{path} is damaged or no PyTorch checkpoint ({type(error).__name__}); allowed are "
             f"a .safetensors file and what {EXPORT} writes."
         ) from error
+
+
+def _check_unzipped(path: Path) -> None:
+    """Refuse the folder that unpacking an archive of `torch.save` gives, and its `data.pkl`."""
+    folder = path if path.is_dir() else path.parent
+    named = path.is_dir() or path.name == "data.pkl"
+    if named and (folder / "data.pkl").is_file() and (folder / "data").is_dir():
+        folder = folder.resolve()
+        parent, name = shlex.quote(str(folder.parent)), shlex.quote(folder.name)
+        raise ValueError(
+            f"{path} is an unzipped archive of torch.save, or part of one; zip it again without "
+            f"compression, cd {parent} && zip -0 -r zipped.pt {name}, and convert zipped.pt."
+        )
 
 
 def _check_zip(path: Path, size: int) -> None:

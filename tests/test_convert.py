@@ -215,6 +215,21 @@ def test_bad_files_are_one_sentence(name, content, words, tmp_path, capsys):
     assert words in sentence
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(value, tmp_path, capsys):
+    arrays = state_dict()
+    assert arrays["bn1.num_batches_tracked"].dtype == np.int64  # a counter may be anything
+    arrays["bn1.num_batches_tracked"] += 2**62
+    for name in ("fc.weight", "bn2.running_var"):
+        arrays[name] = arrays[name].copy()
+        arrays[name].flat[-1] = value
+    save_file(arrays, tmp_path / "net.safetensors")
+    flags = ["--model=cnn_half", "--dataset=digits"]
+    sentence = refusal(capsys, tmp_path, tmp_path / "net.safetensors", *flags)
+    assert "net.safetensors cannot be converted: not all values are finite" in sentence
+    assert "fc.weight" in sentence and "bn2.running_var" in sentence
+
+
 def test_a_pytorch_teacher_gives_the_same_logits(tmp_path):
     torch = pytest.importorskip("torch")
     from tests import torch_twins

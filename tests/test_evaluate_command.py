@@ -17,7 +17,7 @@ from dfkd_jax.data_table import SPECS
 from dfkd_jax.resume import claim
 from dfkd_jax.student import load_student
 from tests.conftest import tiny_config
-from tests.test_export import expected, random_student
+from tests.students import expected, random_student
 
 DIGITS = SPECS["digits"]
 ROOT = Path(__file__).parent.parent
@@ -204,6 +204,60 @@ def test_a_file_does_not_choose_what_is_imported(pair, split, tmp_path):
         assert RAN.pop() == 10 and not RAN
 
 
+def test_a_runs_folder_has_imported_what_its_configuration_names(pair, split, tmp_path):
+    """Its student and its teacher, by `evaluate` and by `export`; no other teacher."""
+    name = "tests.test_evaluate_command:attack"
+    card = {**pair[0].card, "model": name}
+    teacher.save_teacher(tmp_path / "teacher", pair[0].variables, card)
+    fields = {"teacher.model": name, "student.model": name}
+    config = tiny_config(**FACTS, **fields, **{"teacher.checkpoint": str(tmp_path / "teacher")})
+    claim(config, tmp_path / "run")
+    with checkpoint.open_checkpoints(tmp_path / "run" / "checkpoints") as manager:
+        checkpoint.save(manager, 1, {"student": pair[0].variables}, [{"epoch": 1}])
+    found = evaluate_command.evaluate(tmp_path / "run", digits.get_config(), 200)
+    assert found["accuracy"] == pytest.approx(100 * np.mean(pair[2] == split.labels))
+    assert found["teacher_agreement"] == 100 and RAN == [10, 10]
+    export.export(tmp_path / "run", "safetensors", tmp_path / "export")
+    assert RAN == [10, 10, 10]
+    RAN.clear()
+    teacher.save_teacher(tmp_path / "other", pair[0].variables, card)
+    config = digits.get_config()
+    config.teacher.checkpoint = str(tmp_path / "other")
+    with pytest.raises(UserError, match=r"other names .* to import.*config\.teacher\.model"):
+        evaluate_command.evaluate(tmp_path / "run", config, 200)
+    assert RAN == [10]
+    RAN.clear()
+
+
+def test_logits_that_are_not_finite_are_no_answer(pair, tmp_path):
+    """NaN would be class 0."""
+    broken = random_student("cnn_half", DIGITS.image_shape)
+    broken.variables["params"]["fc"]["bias"][3] = np.inf
+    file, config = tmp_path / "student.stablehlo", digits.get_config()
+    file.write_bytes(export.to_stablehlo(broken))
+    assert "NaN or infinite logits for 599 of 599 images" in refusal(file)
+    file.write_bytes(export.to_stablehlo(pair[0]))
+    teacher.save_teacher(tmp_path / "teacher", broken.variables, broken.card)
+    config.teacher.checkpoint = str(tmp_path / "teacher")
+    with pytest.raises(UserError, match="The teacher to compare with gives NaN or infinite"):
+        evaluate_command.evaluate(file, config, 200)
+
+
+def test_weights_that_are_not_finite_are_named(pair, tmp_path):
+    name = "tests.test_own_module:Normed"
+    own = random_student(name, DIGITS.image_shape)
+    config = digits.get_config()
+    config.student.model = name
+    own.variables["batch_stats"]["BatchNorm_0"]["var"][0] = np.nan
+    network = random_student("cnn_half", DIGITS.image_shape)
+    network.variables["params"]["fc"]["bias"][3] = np.inf
+    for student, array in ((own, "batch_stats.BatchNorm_0.var"), (network, "fc.bias")):
+        file = tmp_path / "student.safetensors"
+        file.write_bytes(export.to_safetensors(student))
+        sentence = refusal(file, config)
+        assert "not all values are finite" in sentence and f"in {array}." in sentence
+
+
 @pytest.mark.parametrize(
     "damage, words",
     [
@@ -287,6 +341,11 @@ def test_the_table_shows_what_was_measured():
         "0 66.67 2 1",
         "1 100.00 0 1",
     ]
+    for nothing in (None, np.nan):  # of a class without images, read from a file or not
+        found["class_accuracy"] = [nothing, 100.0]
+        lines = evaluate_command.table(found).splitlines()
+        assert [line.split()[:2] for line in lines[-2:]] == [["0", "–"], ["1", "100.00"]]
+        assert len(lines[-2]) == len(lines[-1])
     many = found | {"confusion_matrix": np.eye(30, dtype=int), "class_accuracy": np.ones(30)}
     lines = evaluate_command.table(many | {"teacher_agreement": None}).splitlines()
     assert len(lines) == 5 + 20 + 1 and "no teacher known" in lines[1] and "file" in lines[-1]

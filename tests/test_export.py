@@ -1,10 +1,15 @@
 """Students taken elsewhere: the same logits there, and what the files say of them."""
 
+import importlib.metadata
 import json
+import re
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
 from functools import cache
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -14,11 +19,11 @@ from safetensors import safe_open
 from safetensors.numpy import load
 
 from dfkd_jax import checkpoint, convolution, export, results, teacher
-from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError, to_dict
 from dfkd_jax.data_table import SPECS
-from dfkd_jax.student import Student, load_student
+from dfkd_jax.student import load_student
 from tests.conftest import build, tiny_config
+from tests.students import expected, random_student
 
 MEAN, STD = [0.4], [0.3]
 SHAPE = (8, 8, 1)
@@ -54,13 +59,6 @@ def images(shape=SHAPE, count=3):
     return np.random.default_rng(0).random((count, *shape), np.float32)
 
 
-def expected(student, x):
-    """The logits of images in [0, 1], not by the exported function."""
-    normalised = (x - np.float32(student.card["mean"])) / np.float32(student.card["std"])
-    apply = jax.jit(lambda x: student.module.apply(student.variables, x, train=False)[0])
-    return np.asarray(apply(normalised))
-
-
 def test_the_newest_whole_checkpoint_is_read_and_nothing_changed(folder):
     before = sorted(folder.rglob("*"))
     student = load_student(folder)
@@ -94,43 +92,84 @@ def test_safetensors_hold_the_weights_and_the_card(folder, tmp_path):
     kernel = student.variables["params"]["conv1"]["kernel"]
     weight = load(path.read_bytes())["conv1.weight"]
     np.testing.assert_array_equal(weight, np.transpose(kernel, (3, 2, 0, 1)))
-    assert results.read_json(tmp_path / "card.json") == student.card
+    written = results.read_json(tmp_path / "card.json")
+    assert abs(datetime.fromisoformat(written.pop("exported")) - datetime.now(UTC)).seconds < 600
+    assert written == student.card
     card = (tmp_path / "README.md").read_text()
-    assert all(words in card for words in ("cnn_half, 98.50 %", "lra-mb", "91.00 % on digits"))
+    words = ("cnn_half, accuracy 98.50 %", "lra-mb", "91.00 % on digits")
+    assert all(word in card for word in words)
+
+
+DATE = datetime(2026, 1, 2, 1, 4, 5, 678, tzinfo=timezone(timedelta(hours=2)))
+DAY = "2026-01-01T23:04:05+00:00"
+
+
+@pytest.mark.parametrize("format", export.FORMATS)
+def test_an_export_names_the_date_and_the_versions(folder, tmp_path, format):
+    names = ["dfkd_jax", "jax", "flax"]
+    if format == "onnx":
+        onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+        pytest.importorskip("jax2onnx")
+        names.append("jax2onnx")
+    path = export.export(folder, format, tmp_path / "first", DATE)
+    card = results.read_json(tmp_path / "first" / "card.json")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    assert {name: card[name] for name in names} == versions and card["exported"] == DAY
+    readme = (tmp_path / "first" / "README.md").read_text()
+    assert all(f"{name} {version}" in readme for name, version in versions.items())
+    assert f"on {DAY} |" in readme
+    if format == "safetensors":
+        with safe_open(path, "np") as file:
+            metadata = file.metadata()
+    elif format == "onnx":
+        graph = onnx.load(path)
+        metadata = {entry.key: entry.value for entry in graph.metadata_props}
+        opset = {entry.domain: entry.version for entry in graph.opset_import}[""]
+        assert int(metadata["onnx_opset"]) == card["onnx_opset"] == opset
+        assert f"onnx_opset {opset}" in readme
+    else:
+        metadata = {**versions, "exported": DAY}  # a function has none
+    assert {name: metadata[name] for name in (*names, "exported")} == {**versions, "exported": DAY}
+
+
+def test_two_exports_of_one_date_are_the_same_bytes(folder, tmp_path):
+    paths = [export.export(folder, "safetensors", tmp_path / name, DATE) for name in ("a", "b")]
+    for name in ("student.safetensors", "card.json", "README.md"):
+        first, second = (path.with_name(name).read_bytes() for path in paths)
+        assert first == second
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize(
+    "collection, leaf", [("params", "conv2/kernel"), ("batch_stats", "bn1/var")]
+)
+def test_a_student_of_numbers_that_are_not_finite_is_refused(
+    tmp_path, capsys, value, collection, leaf
+):
+    student = random_student("cnn_half", SHAPE)
+    layer, name = leaf.split("/")
+    student.variables[collection][layer][name].flat[3] = value
+    results.write_json(
+        tmp_path / "config.json", to_dict(tiny_config(**{"student.model": "cnn_half"}))
+    )
+    teacher.save_teacher(tmp_path / "teacher", student.variables, student.card)
+    with checkpoint.open_checkpoints(tmp_path / "checkpoints") as manager:
+        checkpoint.save(manager, 3, {"student": student.variables}, [{"epoch": 1}] * 3)
+    assert export.main([str(tmp_path), "--format=safetensors"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path} has NaN or infinite numbers in {collection}.{layer}.{name}" in error
+    assert "after epoch 3" in error and error.count("\n") == 1
+    assert not (tmp_path / "export").exists()
 
 
 def test_the_card_of_a_student_without_data_names_no_data_set(folder):
-    card = load_student(folder).card | {"accuracy": None, "dataset": "none"}
-    assert "| test accuracy | not measured |" in export.model_card(card)
-
-
-GAINS = {"lenet5_half": 1.5, "mobilenetv2": 1.2, "squeezenet": 1.5}  # else 1
-"""Without batch norm a ReLU halves the mean square in each layer; √2 keeps it."""
-
-
-def random_student(model, image_shape, seed=1):
-    """A student whose logits are of the order of 1 and differ between images."""
-    module = create_classifier(model, 10)
-    channels = image_shape[-1]
-    abstract = jax.eval_shape(
-        lambda: module.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
-    )
-    draw = np.random.default_rng(seed)
-
-    def leaf(path, shaped):
-        name, shape = path[-1].key, shaped.shape
-        if name in ("scale", "var"):
-            values = draw.uniform(0.5, 1.5, shape)
-        elif name in ("bias", "mean"):
-            values = draw.normal(0, 0.1, shape)
-        else:  # (height, width, in, out) or (in, out)
-            fan_in = np.prod(shape[:-1])
-            values = draw.normal(0, GAINS.get(model, 1) * fan_in**-0.5, shape)
-        return values.astype(np.float32)
-
-    variables = jax.tree_util.tree_map_with_path(leaf, abstract)
-    card = {"model": model, "image_shape": list(image_shape), "num_classes": 10}
-    return Student(module, variables, card | {"mean": [0.4] * channels, "std": [0.3] * channels})
+    card = load_student(folder).card | {"accuracy": None, "dataset": "none", "agreement": None}
+    card["teacher"] |= {"accuracy": None}
+    text = export.model_card(card)
+    assert "| test accuracy | not measured |" in text
+    assert "| names the teacher's class | not measured |" in text
+    assert "| teacher | cnn_half, accuracy not measured |" in text
+    assert "None" not in text and "nan" not in text
 
 
 def kernels(student):
@@ -226,7 +265,7 @@ def test_onnx_gives_the_same_logits(model, request):
 
 @pytest.mark.parametrize("fails", [True, False])
 def test_what_the_onnx_converter_does_not_know_or_gets_wrong_is_one_sentence(fails, monkeypatch):
-    def to_onnx(function, inputs, model_name):
+    def to_onnx(function, inputs, model_name, opset):
         if fails:
             raise NotImplementedError("no such operation\nand more")
         entries = SimpleNamespace(add=SimpleNamespace)
@@ -242,6 +281,74 @@ def test_what_the_onnx_converter_does_not_know_or_gets_wrong_is_one_sentence(fai
     reason = "no such operation" if fails else "the logits of its graph are off by a share of .*"
     with pytest.raises(UserError, match=rf"^jax2onnx cannot convert cnn_half \({reason}\); .*\.$"):
         export.to_onnx(random_student("cnn_half", SHAPE))
+
+
+class Decomposed(nn.Module):
+    """An operation that jax2onnx cannot convert."""
+
+    @nn.compact
+    def __call__(self, x):
+        return jnp.linalg.qr(nn.Dense(8)(x))[0]
+
+
+class Wrong(nn.Module):
+    """Fails where jax2onnx traces it."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(x)
+
+
+class Pooled(nn.Module):
+    """Windows by position, as most write them."""
+
+    num_classes: int
+    layer: Callable = lambda: lambda x: x
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(8, (3, 3))(x)
+        x = self.layer()(nn.max_pool(x, (3, 3), (2, 2), "SAME"))
+        features = nn.avg_pool(x, (2, 2), (2, 2)).mean(axis=(1, 2))
+        return nn.Dense(self.num_classes)(features), features
+
+
+def test_poolings_called_by_position_are_converted_to_onnx():
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+    student, x = random_student("tests.test_export:Pooled", SHAPE), images()
+    session = runtime.InferenceSession(export.to_onnx(student))
+    (logits,) = session.run(None, {session.get_inputs()[0].name: x})
+    assert_same_logits(logits, expected(student, x))
+    assert nn.avg_pool is nn.pooling.avg_pool and nn.max_pool is nn.pooling.max_pool
+
+
+def test_what_onnx_lacks_is_named_with_its_layer():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+    student = random_student("tests.test_export:Pooled", SHAPE)
+    module = Pooled(10, Decomposed)
+    variables = jax.jit(module.init)(jax.random.key(0), images())
+    with pytest.raises(UserError) as caught:
+        export.to_onnx(student._replace(module=module, variables=variables))
+    words = (
+        r"jax2onnx cannot convert the operation qr of Pooled/Decomposed_0 in tests\S+ \(.*\); .*\."
+    )
+    assert re.fullmatch(words, str(caught.value)), str(caught.value)
+
+
+def test_a_layer_that_the_onnx_converter_cannot_trace_is_named(monkeypatch):
+    def to_onnx(function, inputs, model_name, opset):
+        monkeypatch.setattr(nn, "relu", lambda: None)
+        function(images())
+
+    monkeypatch.setitem(sys.modules, "jax2onnx", SimpleNamespace(to_onnx=to_onnx))
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=None))
+    student = random_student("tests.test_export:Pooled", SHAPE)
+    with pytest.raises(
+        UserError, match=r"^jax2onnx cannot convert Pooled/Wrong_0 in tests.*<lambda>"
+    ):
+        export.to_onnx(student._replace(module=Pooled(10, Wrong)))
 
 
 def test_what_cannot_be_exported_is_one_sentence_and_writes_nothing(folder, tmp_path, capsys):

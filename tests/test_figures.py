@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from dfkd_jax import figures
@@ -54,9 +55,12 @@ def texts(axes):
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_learning_curves_of_all_kinds_are_drawn(tmp_path, name):
+def test_learning_curves_of_all_kinds_are_drawn(tmp_path, drawn, name):
     path = tmp_path / "figures/curve.png"
     figures.learning_curve(HISTORIES[name], 97.5, path)
+    shown = [text.get_text() for text in drawn[0].findobj(Text)]
+    assert "teacher 97.50" in shown
+    assert not [text for text in shown if "nan" in text or "None" in text]
     assert pixels(path).std() > 0
     assert [file.name for file in path.parent.iterdir()] == ["curve.png"]
 
@@ -118,6 +122,12 @@ def test_images_are_captioned_and_keep_their_colours(tmp_path, drawn):
     assert texts(drawn[0].axes[0]) == ["memory", "7 · 98%", "12 · 100%"]
     seen = {tuple(colour) for colour in pixels(path).reshape(-1, 3)}
     assert {(255, 0, 0), (0, 255, 0)} <= seen
+
+
+def test_a_class_that_the_teacher_does_not_give_is_a_dash(tmp_path, drawn):
+    images, labels = np.zeros((2, 8, 8, 1)), np.array([0, 3])
+    figures.sample_grid([("now", images, labels, np.array([np.nan, 0.5]))], tmp_path / "s.png")
+    assert texts(drawn[0].axes[0]) == ["now", "–", "3 · 50%"]
 
 
 def test_no_panels_make_an_empty_figure(tmp_path):

@@ -1,5 +1,6 @@
 """Flax modules of one's own as teacher and student: what is imported, refused, and run."""
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from dfkd_jax import config as config_lib
-from dfkd_jax import results, teacher, torch_layouts, train
+from dfkd_jax import export, results, teacher, torch_layouts, train
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
 from dfkd_jax.own_module import check_axis
@@ -155,6 +156,11 @@ def test_the_example_of_the_readme_runs(example):
     assert summary["student"] == "my_nets:MySmallNet" and summary["final_accuracy"] > 0
     card = results.read_json(example / "run" / "teacher" / teacher.CARD)
     assert card["model"] == "my_nets:MyNet"
+
+    # What it has learned can be taken elsewhere in every format.
+    for format in export.FORMATS:
+        if format != "onnx" or importlib.util.find_spec("jax2onnx"):
+            assert export.export(example / "run", format, example / format).is_file()
 
     # The card of such a teacher is checked like any other's.
     given = {**fields, "teacher.checkpoint": str(example / "run" / "teacher")}

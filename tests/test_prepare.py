@@ -89,7 +89,8 @@ def test_a_failed_download_is_one_sentence(built, capsys, tmp_path, monkeypatch)
 
     monkeypatch.setattr(built[1], "download_and_prepare", fail)
     code, line = run(capsys, "--dataset=mnist", f"--data_dir={tmp_path}")
-    assert code == 2 and "mnist could not be prepared: no route to host" in line
+    words = f"mnist could not be prepared in {tmp_path}/mnist/3.0.1: no route to host."
+    assert code == 2 and words in line
 
 
 def test_another_file_format_in_the_place_is_said(built, capsys, tmp_path, monkeypatch):

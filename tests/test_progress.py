@@ -45,6 +45,21 @@ def test_what_was_not_measured_is_a_dash(capsys):
     assert line.startswith("epoch 1/4  accuracy 10.00 %  L_acq –  L_ret –  L_gen –  alignment –")
 
 
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_nothing_is_shown_as_a_number_that_is_none(capsys, value):
+    with progress.Progress(4) as shown:
+        shown.update({**dict.fromkeys(RECORD, value), "epoch": 1})
+    keys = ("teacher_accuracy", "final_accuracy", "max_accuracy", "mean_accuracy")
+    keys += ("accuracy_variance", "epochs", "seconds")
+    for name in ("final_agreement", "final_generated_distance", "final_memory_agreement"):
+        progress.summary_table({**dict.fromkeys(keys, value), name: value})
+    progress.summary_table({})
+    out = capsys.readouterr().out
+    assert "accuracy – %" in out and "time                – " in out
+    numbers = ("nan", "None", "inf,", "inf ", "0:00:00", "0.00")
+    assert not [word for word in numbers if word in out.split("left 0:00:00", 1)[1]]
+
+
 def test_without_data_agreement_and_distance_are_shown(capsys):
     with progress.Progress(4, fields=progress.student_fields(data=False)) as shown:
         measured = {"generated_agreement": 87.5, "generated_distance": 0.25}

@@ -1,9 +1,12 @@
 """The report of runs that had no data to test on."""
 
+import re
+
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from dfkd_jax import report, results
+from dfkd_jax import report, results, run_folders
 from tests.fabricated import fabricate, read_csv, rows
 
 
@@ -63,3 +66,50 @@ def test_beside_runs_with_data_they_are_not_measured(runs):
     assert rows(text, "Means")["dafl"][1] == "15.00 ± –"
     assert rows(text, "Means")["mb-dfkd"][1:5] == ["–"] * 4
     assert "No run has data" not in (runs / "comparison.md").read_text()
+
+
+NOTHING = r"\b(nan|None|inf|null)\b"
+
+
+@pytest.mark.parametrize("methods", [["mb-dfkd"], ["mb-dfkd", "lra-mb", "dafl"]])
+@pytest.mark.parametrize("accuracies", [[None], [50.0], [None, 50.0]])
+def test_what_was_not_measured_is_a_dash_everywhere(tmp_path, monkeypatch, methods, accuracies):
+    """One seed, one epoch, costs unknown, a method without data among others, one that failed."""
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: saved.append(self))
+    monkeypatch.setattr(report.report_page, "_html_figure", lambda path, caption: caption)
+    for i, method in enumerate(methods):
+        seen = [None] * len(accuracies) if i == 1 else accuracies
+        teacher = None if seen[-1] is None else 90.0
+        fabricate(tmp_path, method, 1, seen, teacher=teacher, cost={})
+    results.write_json(
+        tmp_path / "failed" / run_folders.FAILURE,
+        {"method": "dfq", "gradient": "none", "seed": 2},
+    )
+    report.write([tmp_path])
+    files = [tmp_path / name for name in ("comparison.md", "report.html")]
+    files += sorted(tmp_path.glob("*.csv"))
+    assert len(files) == 4
+    for file in files:
+        shown = re.search(NOTHING, file.read_text())
+        assert not shown, (file.name, file.read_text()[shown.start() - 80 :][:160])
+    texts = [text.get_text() for figure in saved for text in figure.findobj(Text)]
+    assert len(texts) > 50 and not [text for text in texts if re.search(NOTHING, text)]
+
+
+def test_runs_without_any_data_are_not_compared_on_a_data_set(tmp_path):
+    without_data(tmp_path, "mb-dfkd", [50.0])
+    for folder in tmp_path.rglob("summary.json"):
+        summary = results.read_json(folder)
+        results.write_json(folder, {**summary, "dataset": "none"})
+    assert report.write([tmp_path]).startswith("# Comparison without data\n")
+    fabricate(tmp_path, "dafl", 1, [10.0])
+    assert report.write([tmp_path]).startswith("# Comparison on digits\n")
+
+
+def test_seeds_in_common_are_counted_where_one_measure_has_none(runs):
+    """Of alignment there are pairs, of accuracy none."""
+    fabricate(runs, "dafl", 1, [10.0, 20.0])
+    fabricate(runs, "mb-dfkd", 1, [10.0, 20.0])
+    paired = rows(report.write([runs]), "Paired")["lra-mb_exact"]
+    assert paired[0] == "1" and paired[1] == "–" and paired[5] == "+0.000"

@@ -4,7 +4,10 @@ import argparse
 import json
 import os
 import pickle
+import re
+import shutil
 import struct
+import subprocess
 import sys
 import warnings
 import zipfile
@@ -140,6 +143,31 @@ def test_bad_files_are_one_sentence(name, tmp_path):
 def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "net.pt").mkdir()
     assert "Is a directory" in refusal(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("given", ["best model", "best model/data.pkl"])
+def test_an_unzipped_archive_is_said_to_be_one_and_the_command_helps(given, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(array) for name, array in STATE_DICT.items()}
+    torch.save(tensors, tmp_path / "best model.pt")
+    with zipfile.ZipFile(tmp_path / "best model.pt") as archive:
+        archive.extractall(tmp_path)
+    sentence = refusal(tmp_path / given)
+    assert "is an unzipped archive of torch.save" in sentence and "damaged" not in sentence
+    command, file = re.search(r"(cd .* && zip .*), and convert (\S+)\.$", sentence).groups()
+    monkeypatch.chdir(tmp_path)  # a relative path is zipped all the same
+    with pytest.raises(ValueError, match=re.escape(command)):
+        read_state_dict(given)
+    if shutil.which("zip") is None:
+        pytest.skip("zip is not installed")
+    subprocess.run(command, shell=True, check=True, cwd="/", stdout=subprocess.DEVNULL)
+    assert_state_dict(read_state_dict(tmp_path / file))
+
+
+def test_a_data_pkl_without_its_archive_is_no_unzipped_one(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "data.pkl").write_bytes(b"no pickle")
+    assert "damaged" in refusal(tmp_path / "data.pkl")
 
 
 @pytest.mark.parametrize("name, package", [("x.pt", "torch"), ("x.safetensors", "safetensors")])

@@ -1,0 +1,244 @@
+"""A full disk, or one that cannot be written: one sentence, and all is as it was before."""
+
+import errno
+import os
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from dfkd_jax import (
+    checkpoint,
+    convert,
+    evaluate_command,
+    export,
+    figures,
+    prepare,
+    report,
+    results,
+    teacher,
+)
+from dfkd_jax.config import to_dict
+from dfkd_jax.torch_layouts import to_torch
+from tests.conftest import tiny_config
+from tests.disks import small_disk, tree
+from tests.fabricated import fabricate
+from tests.students import random_student
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run after one epoch, whose student has 16,000 parameters."""
+    student = random_student("cnn_half", SHAPE)
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny_config(**{"student.model": "cnn_half"})
+    results.write_json(folder / "config.json", to_dict(config))
+    teacher.save_teacher(folder / "teacher", student.variables, {**student.card, "accuracy": 50.0})
+    with checkpoint.open_checkpoints(folder / "checkpoints") as manager:
+        checkpoint.save(manager, 1, {"student": student.variables}, [{"epoch": 1}])
+    save_file(to_torch("cnn_half", student.variables), folder / "weights.safetensors")
+    for method in ("mb-dfkd", "lra-mb"):
+        fabricate(folder / "compared", method, 1, [10.0, 20.0])
+    return folder
+
+
+@pytest.fixture(params=["full", "read-only", "new folder"])
+def place(request, tmp_path):
+    """A folder on a disk where nothing more can be written, or one to make in such a folder."""
+    with small_disk(tmp_path / "disk") as make_read_only:
+        place = tmp_path / "disk" / "output"
+        if request.param != "new folder":
+            place.mkdir()
+        if request.param == "read-only":
+            make_read_only()
+        else:
+            free = shutil.disk_usage(tmp_path / "disk").free
+            (tmp_path / "disk" / "filling").write_bytes(bytes(free - 8192))
+        yield place
+
+
+def assert_refused(command, place, capsys):
+    """The exit code is not 0, the one sentence names the place, the disk is as it was before."""
+    before = tree(place.parent)
+    assert command() not in (0, None)
+    assert tree(place.parent) == before
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1 and error.startswith("dfkd_jax: ")
+    assert str(place) in error and error.endswith(".\n")
+    assert "No space left on device" in error or "Read-only file system" in error
+    assert ".tmp" not in error
+
+
+def test_convert(run, place, capsys):
+    arguments = [str(run / "weights.safetensors"), "--model=cnn_half", "--dataset=digits"]
+    assert_refused(lambda: convert.main([*arguments, f"--output={place}"]), place, capsys)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_convert_when_the_disk_fills_while_it_writes(run, place, capsys, monkeypatch):
+    """Where nothing is reserved, orbax finds it out, in threads of its own."""
+    monkeypatch.setattr(results, "reserve", lambda folder, size: None)
+    arguments = [str(run / "weights.safetensors"), "--model=cnn_half", "--dataset=digits"]
+    before = tree(place.parent)
+    assert convert.main([*arguments, f"--output={place}"]) == 2
+    assert tree(place.parent) == before
+    assert f"{place}" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("format", ["safetensors", "stablehlo"])
+def test_export(run, place, capsys, format):
+    arguments = [str(run), f"--format={format}", f"--output={place}"]
+    assert_refused(lambda: export.main(arguments), place, capsys)
+
+
+def test_room_is_asked_for_before_it_is_needed(tmp_path):
+    with small_disk(tmp_path / "disk", "64k"):
+        results.reserve(tmp_path / "disk", 50_000)
+        with pytest.raises(results.CannotWrite, match="disk cannot be written: No space left"):
+            results.reserve(tmp_path / "disk", 70_000)
+        assert not list((tmp_path / "disk").iterdir())
+
+
+def test_export_to_onnx(run, place, capsys, monkeypatch):
+    monkeypatch.setitem(export.FORMATS, "onnx", lambda student: bytes(50_000))
+    arguments = [str(run), "--format=onnx", f"--output={place}"]
+    assert_refused(lambda: export.main(arguments), place, capsys)
+
+
+def test_an_earlier_export_stays_whole(run, tmp_path, capsys):
+    """Also where the new student would fit, and its card no more."""
+    with small_disk(tmp_path / "disk"):
+        place = tmp_path / "disk" / "output"
+        arguments = [str(run), "--format=safetensors", f"--output={place}"]
+        assert export.main(arguments) == 0
+        capsys.readouterr()
+        size = (place / "student.safetensors").stat().st_size
+        free = shutil.disk_usage(place).free
+        page = os.statvfs(place).f_frsize
+        (tmp_path / "disk" / "filling").write_bytes(bytes(free - size // page * page - page))
+        assert_refused(lambda: export.main(arguments), place, capsys)
+        assert len(list(place.iterdir())) == 3
+
+
+def test_evaluate(run, place, capsys, monkeypatch):
+    found = {"class_accuracy": np.arange(5000.0)}
+    monkeypatch.setattr(evaluate_command, "evaluate", lambda *_: found)
+    for flag, value in (("OUTPUT", str(place / "found.json")), ("CONFIG", None), ("BATCH", 1)):
+        monkeypatch.setattr(evaluate_command, flag, type("Flag", (), {"value": value}))
+    assert_refused(lambda: evaluate_command.main(["", str(run)]), place, capsys)
+
+
+def test_report(run, place, capsys, monkeypatch):
+    figure = {"learning_evolution.png": report.FIGURES["learning_evolution.png"]}
+    monkeypatch.setattr(report, "FIGURES", figure)
+    arguments = [str(run / "compared"), f"--output={place}"]
+    assert_refused(lambda: report.main(arguments), place, capsys)
+
+
+def test_a_report_that_does_not_fit_leaves_the_earlier_one(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "FIGURES", {})
+    with small_disk(tmp_path / "disk"):
+        place = tmp_path / "disk" / "output"
+        arguments = [str(run / "compared"), f"--output={place}"]
+        assert report.main(arguments) == 0
+        capsys.readouterr()
+        (place / "comparison.md").write_text("an earlier one")
+        monkeypatch.setattr(report.report_page, "html", lambda *_: "page" * 100_000)
+        assert_refused(lambda: report.main(arguments), place, capsys)
+        assert (place / "comparison.md").read_text() == "an earlier one"
+
+
+def test_figures_and_files_of_a_run(place):
+    record = {"epoch": 1, "student_accuracy": 50.0, "text": "x" * 20_000}
+    before = tree(place.parent)
+    for write, name in (
+        (lambda path: figures.learning_curve([record], 97.5, path), "curve.png"),
+        (lambda path: results.write_metrics(path, [record]), "metrics.jsonl"),
+        (lambda path: results.write_json(path, record), "summary.json"),
+    ):
+        with pytest.raises(results.CannotWrite) as caught:
+            write(place / name)
+        assert str(place) in str(caught.value) and ".tmp" not in str(caught.value)
+        assert tree(place.parent) == before
+
+
+def test_prepare_names_the_folder(tmp_path, capsys, monkeypatch):
+    class Builder:
+        data_dir = tmp_path / "mnist" / "3.0.1"
+
+        def download_and_prepare(self, file_format):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare, "_builder", lambda name, data_dir: Builder())
+    arguments = ["--dataset=mnist", f"--data_dir={tmp_path}"]
+    assert_refused(lambda: prepare.main(arguments), tmp_path / "mnist", capsys)
+
+
+def test_files_that_belong_together_take_their_places_together(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("old")
+    with pytest.raises(RuntimeError), results.replacing_together(tmp_path) as new:
+        (new / "a").write_text("new")
+        raise RuntimeError
+    assert tree(tmp_path) == {tmp_path / "a": b"old", tmp_path / "b": b"old"}
+    with results.replacing_together(tmp_path) as new:
+        (new / "a").write_text("new")
+        (new / "c").write_text("new")
+    assert tree(tmp_path) == {
+        **{tmp_path / name: b"new" for name in ("a", "c")},
+        tmp_path / "b": b"old",
+    }
+
+
+def test_folders_that_are_missing_are_made_and_removed_with_what_failed(tmp_path):
+    (tmp_path / "there").mkdir()
+    path = tmp_path / "there" / "a" / "b" / "file"
+    for attempt in (results.replacing, results.temporary_folder, results.replacing_together):
+        with pytest.raises(RuntimeError), attempt(path):
+            raise RuntimeError
+        assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with results.replacing(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_writer_that_goes_on_after_it_failed_leaves_nothing(tmp_path):
+    def go_on(folder):
+        time.sleep(0.05)
+        (folder / "weights").mkdir(parents=True)
+
+    with pytest.raises(RuntimeError), results.temporary_folder(tmp_path / "teacher") as new:
+        thread = threading.Thread(target=go_on, args=(new,))
+        thread.start()
+        raise RuntimeError
+    thread.join()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    """Of a full disk it names nothing by itself."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for attempt in (results.replacing, results.replacing_together, results.temporary_folder):
+        with pytest.raises(results.CannotWrite) as caught, attempt(tmp_path / "a"):
+            raise full
+        assert str(caught.value) == f"{tmp_path}/a cannot be written: No space left on device"
+        assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(results.CannotWrite) as caught:
+        with results.replacing_together(tmp_path / "a") as new, results.replacing(new / "b"):
+            raise full
+    assert str(caught.value).startswith(f"{tmp_path}/a/b cannot be written")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_is_not_of_the_disk_is_as_it_was(tmp_path):
+    with pytest.raises(FileNotFoundError, match="elsewhere"), results.replacing(tmp_path / "a"):
+        open(tmp_path / "elsewhere")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(results.CannotWrite) as caught, results.replacing(tmp_path / "folder"):
+        pass
+    assert str(caught.value) == f"{tmp_path}/folder cannot be written: Is a directory"
