@@ -5,7 +5,7 @@ from dfkd_jax.methods import apply_method
 
 
 def get_config(method: str = "lra-mb"):
-    """3,000 student steps of 64 images; the first choice of a search that is not finished."""
+    """3,000 student steps of 64 images: a setting to start from, not tuned."""
     config = default.get_config(method)
     config.dataset.name = "cifar10"
     config.epochs = 30
@@ -19,7 +19,7 @@ def get_config(method: str = "lra-mb"):
 
     config.generator.latent_dim = 100
     config.generator.channels = (64, 32)
-    config.generator.learning_rate = 0.001  # of a faster one the student learns nothing
+    config.generator.learning_rate = 0.001
     config.loss.batch_norm = 1.0
 
     config.meta.inner_lr = 0.1
