@@ -49,12 +49,9 @@ def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> Non
     model = create_models(config, spec.image_shape, spec.num_classes).teacher
     devices = devices_lib.choose(config)
     with stop_requests() as stop_requested:
-        try:
-            accuracy = create_accuracy(model, load("test"), spec, devices=devices)
-            arguments = (config, model, spec, load, accuracy, Path(workdir), default_console())
-            teacher.obtain_teacher(*arguments, stop_requested, devices)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        accuracy = create_accuracy(model, load("test"), spec, devices=devices)
+        arguments = (config, model, spec, load, accuracy, Path(workdir), default_console())
+        teacher.obtain_teacher(*arguments, stop_requested, devices)
 
 
 def run_seeds(

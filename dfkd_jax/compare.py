@@ -94,25 +94,31 @@ def combinations(
     _check_names("--methods", methods, METHODS)
     _check_names("--gradients", gradients, VARIANTS)
     found: dict[str, Combination] = {}
-    try:
-        for method in dict.fromkeys(methods):
-            own = load(method, **varied[0]).meta.variant
-            chosen = [own] if own in run_folders.JOINT else gradients
-            for gradient, fields in itertools.product(chosen, varied):
-                config = load(method, **fields)
-                config.meta.variant = gradient
-                if config.teacher.checkpoint is None:
-                    _check_teacher_is_shared(fields)
-                config_lib.check(config)
-                if config.teacher.checkpoint is None:
-                    config.teacher.checkpoint = str(workdir / "teacher")
-                    if is_teacher(config.teacher.checkpoint):
-                        config_lib.check(config)
-                label = run_folders.label(method, gradient, config.meta.objective)
-                label = " ".join([label, *(f"{f}={config_lib.get(config, f)}" for f in fields)])
-                found[label] = Combination(label, config)
-    except FLAG_ERRORS as error:
-        raise UserError(command_line.sentence(error)) from error
+
+    def loaded(method: str, fields: dict[str, str]) -> ml_collections.ConfigDict:
+        try:
+            return load(method, **fields)
+        except UserError:
+            raise
+        except FLAG_ERRORS as error:
+            raise UserError(command_line.sentence(error)) from error
+
+    for method in dict.fromkeys(methods):
+        own = loaded(method, varied[0]).meta.variant
+        chosen = [own] if own in run_folders.JOINT else gradients
+        for gradient, fields in itertools.product(chosen, varied):
+            config = loaded(method, fields)
+            config.meta.variant = gradient
+            if config.teacher.checkpoint is None:
+                _check_teacher_is_shared(fields)
+            config_lib.check(config)
+            if config.teacher.checkpoint is None:
+                config.teacher.checkpoint = str(workdir / "teacher")
+                if is_teacher(config.teacher.checkpoint):
+                    config_lib.check(config)
+            label = run_folders.label(method, gradient, config.meta.objective)
+            label = " ".join([label, *(f"{f}={config_lib.get(config, f)}" for f in fields)])
+            found[label] = Combination(label, config)
     return list(found.values())
 
 
@@ -155,10 +161,7 @@ def _configurations() -> Callable[..., ml_collections.ConfigDict]:
     for field, flag in RESERVED.items():
         if field in config_flags.get_override_values(flags.FLAGS[CONFIG.name]):
             raise UserError(f"--config.{field} is set by {flag} in a comparison; give that.")
-    try:
-        return command_line.configurations()
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return command_line.configurations()
 
 
 def _check_names(flag: str, names: Sequence[str], allowed: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dfkd_jax.errors import UserError
 from dfkd_jax.results import replacing
 
 
@@ -42,7 +43,7 @@ def decode(
         factor of its own; otherwise they are refused.
 
     Raises:
-      ValueError: an image cannot be decoded, or has another shape or class; names it.
+      UserError: an image cannot be decoded, or has another shape or class; names it.
     """
     from PIL import Image
 
@@ -56,11 +57,11 @@ def decode(
             image = image if image.mode == mode else image.convert(mode)
             image.load()
         except Exception as error:  # each of Pillow's decoders has its own for a broken file
-            raise ValueError(f"{where} cannot be decoded as an image.") from error
+            raise UserError(f"{where} cannot be decoded as an image.") from error
         if resize and image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         if image.size != (width, height) or not 0 <= label < num_classes:
-            raise ValueError(
+            raise UserError(
                 f"{where} is {image.height}×{image.width} of class {label}, where {height}×{width} "
                 f"and a class below {num_classes} are expected."
             )

@@ -99,7 +99,7 @@ def read_target(path: Path, config: ml_collections.ConfigDict, shape: tuple[int,
       shape: (H, W, C, K) of the data set.
 
     Raises:
-      UserError, ValueError, DamagedCheckpoint: one of the two cannot be read, or takes other images
+      UserError, DamagedCheckpoint: one of the two cannot be read, or takes other images
         or has other classes than the data set.
     """
     run, directory = config, None
@@ -161,8 +161,8 @@ def evaluate(path: Path, config: ml_collections.ConfigDict, batch_size: int) -> 
       that it was measured at, `images`, `dataset` and `target`.
 
     Raises:
-      UserError, ValueError, DamagedCheckpoint: see `read_target`; there is no test data.
-      FileNotFoundError: the data set is not prepared.
+      UserError, DamagedCheckpoint: see `read_target`; there is no test data.
+      DataMissing: the data set is not prepared.
     """
     spec = data_specs.spec(config)
     if spec.name == "none":
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str]) -> int | None:
     try:
         found = evaluate(path, CONFIG.value, BATCH.value)
         results.write_json(OUTPUT.value or default, found)
-    except (UserError, DamagedCheckpoint, ValueError, OSError) as error:
+    except (UserError, DamagedCheckpoint, OSError) as error:
         return fail(str(error), 2)
     print(table(found))
     return None

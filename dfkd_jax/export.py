@@ -128,7 +128,7 @@ def export(folder: Path, format: str, output: Path) -> Path:
       The file of the student.
 
     Raises:
-      UserError, DamagedCheckpoint, ValueError: see `load_student`; a package is missing.
+      UserError, DamagedCheckpoint: see `load_student`; a package is missing.
       OSError: the folder cannot be written.
     """
     student = load_student(folder)
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = _parser().parse_args(arguments)
         print(export(given.folder, given.format, given.output or given.folder / "export"))
-    except (UserError, DamagedCheckpoint, ValueError, OSError) as error:
+    except (UserError, DamagedCheckpoint, OSError) as error:
         return fail(str(error), 2)
     return 0
 

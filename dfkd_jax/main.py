@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int | None:
     keep_compiled_programs()
     try:
         processes.start(DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    except ValueError as error:
+    except UserError as error:
         return fail(str(error), 2)
     except LostProcess as error:
         return fail(str(error), 1)

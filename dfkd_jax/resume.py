@@ -32,19 +32,21 @@ def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
       UserError: it is another one, or the folder cannot be used.
     """
     path, current = workdir / "config.json", config_lib.to_dict(config)
+    found = []
     try:
         if path.exists():
             found = config_lib.differences(results.read_json(path), current)
-            if found:
-                raise UserError(
-                    f"{workdir} holds a run of another configuration; "
-                    f"the differing fields are {'; '.join(found)}."
-                )
         else:
             results.write_json(path, current)
-        keep_teacher_card(workdir, config)
-    except (OSError, ValueError) as error:
+        if not found:
+            keep_teacher_card(workdir, config)
+    except (OSError, UserError) as error:
         raise UserError(f"--workdir {workdir} cannot be used: {error}") from error
+    if found:
+        raise UserError(
+            f"{workdir} holds a run of another configuration; "
+            f"the differing fields are {'; '.join(found)}."
+        )
 
 
 def resume(

@@ -99,7 +99,7 @@ def find(directories: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]
     }
     try:
         read = [_read(folder) for folder in folders]
-    except (KeyError, OSError, ValueError) as error:
+    except (KeyError, OSError, UserError) as error:
         raise UserError(f"A run cannot be read: {error}") from error
     runs = [run for run in read if isinstance(run, Run)]
     notes = [note for note in read if isinstance(note, str)]
@@ -125,7 +125,7 @@ def is_finished(config: ml_collections.ConfigDict, folder: Path) -> bool:
         if not path.exists():
             return False
         found = config_lib.differences(results.read_json(path), config_lib.to_dict(config))
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if found:
         raise UserError(

@@ -37,7 +37,7 @@ def load_student(folder: Path) -> Student:
     Raises:
       UserError: it is no run's folder, it has no whole checkpoint, or nothing tells its teacher.
       DamagedCheckpoint: the checkpoint is not that of such a student.
-      ValueError: a file in it is damaged.
+      UserError: a file in it is damaged.
     """
     config = read_config(folder)
     teacher_card, _ = teacher_of(folder, config)
@@ -91,7 +91,7 @@ def read_config(folder: Path) -> ml_collections.ConfigDict:
 
     Raises:
       UserError: it is no run's folder.
-      ValueError: the file is damaged.
+      UserError: the file is damaged.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -118,7 +118,7 @@ def teacher_of(
 
     Raises:
       UserError: neither the teacher nor a copy of its card is there.
-      ValueError: a card is damaged.
+      UserError: a card is damaged.
     """
     directory, copy = Path(config.teacher.checkpoint or folder / "teacher"), folder / TEACHER_COPY
     if copy.is_file():

@@ -23,6 +23,7 @@ from dfkd_jax.compilation import rarely_run
 from dfkd_jax.data import Split, normalize
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.devices import WHOLE, Devices
+from dfkd_jax.errors import UserError
 from dfkd_jax.evaluate import Accuracy
 from dfkd_jax.progress import TEACHER_FIELDS, Progress
 from dfkd_jax.stop import Stopped
@@ -68,7 +69,7 @@ def load_teacher(
     """The teacher's variables, a copy on each device.
 
     Raises:
-      ValueError: the weights are not those of `model`; one sentence.
+      UserError: the weights are not those of `model`; one sentence.
     """
     abstract = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((2, *image_shape)), train=False)
@@ -81,7 +82,7 @@ def load_teacher(
         return checkpoint.load_variables(Path(directory) / WEIGHTS, abstract)
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise ValueError(
+        raise UserError(
             f"The teacher in {directory} cannot be read as config.teacher.model: {reason}"
         ) from error
 
@@ -265,7 +266,7 @@ def obtain_teacher(
     """Load the teacher from its checkpoint, or train and save it in `workdir`/teacher.
 
     Raises:
-      ValueError: see `load_teacher`.
+      UserError: see `load_teacher`.
       Stopped: asked to stop while training; the epochs so far are saved.
     """
     devices = devices or Devices.first()

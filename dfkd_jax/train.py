@@ -101,23 +101,20 @@ def run_seeds(
             config, spec.image_shape, spec.num_classes, devices, len(seeds)
         )
         load = data.loader(config, spec)
-        try:
-            test = None if spec.name == "none" else load("test")
-            measure = partial(create_accuracy, split=test, spec=spec, devices=devices)
-            teacher_accuracy = measure(algorithm.models.teacher)
-            variables = teacher.obtain_teacher(
-                config,
-                algorithm.models.teacher,
-                spec,
-                load,
-                teacher_accuracy,
-                paths[0],
-                console,
-                stop_requested,
-                devices,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        test = None if spec.name == "none" else load("test")
+        measure = partial(create_accuracy, split=test, spec=spec, devices=devices)
+        teacher_accuracy = measure(algorithm.models.teacher)
+        variables = teacher.obtain_teacher(
+            config,
+            algorithm.models.teacher,
+            spec,
+            load,
+            teacher_accuracy,
+            paths[0],
+            console,
+            stop_requested,
+            devices,
+        )
         return _distil(
             configs,
             algorithm,
@@ -133,10 +130,7 @@ def run_seeds(
 
 
 def _devices(config: ml_collections.ConfigDict, seeds: int) -> Devices:
-    try:
-        devices = devices_lib.choose(config)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    devices = devices_lib.choose(config)
     if seeds > 1 and devices.count > 1:
         raise UserError(
             f"config.parallel.devices gives {devices.count} devices; several seeds at once "
