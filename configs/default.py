@@ -21,6 +21,7 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     config.iterations_per_epoch = 36 * (1024 // batch_size)
     config.loop = "auto"  # scan: an epoch is one compiled call; step: one call a step; auto
     config.compute_dtype = "float32"  # of the layers; bfloat16 leaves parameters and losses float32
+    config.checkpoint_every = 1  # epochs from one checkpoint to the next; the last is always saved
 
     config.parallel = parallel = ml_collections.ConfigDict()
     parallel.devices = 0  # how many share every batch; 0: all, of all processes

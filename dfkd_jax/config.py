@@ -14,7 +14,13 @@ from dfkd_jax.generator import base_size
 from dfkd_jax.own_module import check_call, is_own
 
 # A run may go on with other values of these: they do not change what it computes.
-FREE_FIELDS = ("loop", "dataset.data_dir", "parallel.devices", "parallel.mapping")
+FREE_FIELDS = (
+    "checkpoint_every",
+    "loop",
+    "dataset.data_dir",
+    "parallel.devices",
+    "parallel.mapping",
+)
 
 
 def check(config: ml_collections.ConfigDict, *, reads_data: bool = True) -> None:
@@ -65,6 +71,7 @@ def _check_choices(config: ml_collections.ConfigDict) -> None:
 def _check_ranges(config: ml_collections.ConfigDict) -> None:
     at_least_one = (
         "epochs",
+        "checkpoint_every",
         "iterations_per_epoch",
         "teacher.epochs",
         "teacher.batch_size",

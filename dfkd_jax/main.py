@@ -12,10 +12,11 @@ from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
 from dfkd_jax.command_line import CONFIG, WORKDIR, fail
 from dfkd_jax.compilation import keep_compiled_programs
 from dfkd_jax.config import UserError
+from dfkd_jax.finite import NonFinite
 from dfkd_jax.host_memory import keep_freed_memory
 from dfkd_jax.processes import LostProcess
 from dfkd_jax.stop import Stopped
-from dfkd_jax.train import NonFiniteLoss, run
+from dfkd_jax.train import run
 
 flags.adopt_module_key_flags(command_line)  # --help shows them
 DISTRIBUTED = flags.DEFINE_enum(
@@ -51,11 +52,11 @@ def main(arguments: Sequence[str]) -> int | None:
             print(f"{stopped} The same command goes on from there.")
         return None
     except UserError as error:
-        code = fail(str(error), 1 if isinstance(error, NonFiniteLoss) else 2)
+        code = fail(str(error), 1 if isinstance(error, NonFinite) else 2)
     except (DamagedCheckpoint, SaveFailed) as error:
         code = fail(str(error), 1)
     except OSError as error:
-        code = fail(f"{error}; the epochs that were reported are saved.", 1)
+        code = fail(f"{error}; the same command goes on after the last checkpoint.", 1)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

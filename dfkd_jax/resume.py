@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 from rich.console import Console
 
 from dfkd_jax import checkpoint, results
 from dfkd_jax import config as config_lib
 from dfkd_jax.config import UserError
+from dfkd_jax.epoch import finite_parts
+from dfkd_jax.finite import NonFinite
 from dfkd_jax.student import keep_teacher_card
 
 
@@ -62,6 +66,10 @@ def resume(
       workdirs: their folders.
       init: seed ↦ the state before the first epoch.
       console: where damaged checkpoints are reported.
+
+    Raises:
+      DamagedCheckpoint: see `checkpoint.restore_latest`.
+      NonFinite: an earlier version of this program saved parameters that are no finite numbers.
     """
     fresh = [init(config.seed) for config in configs]
     managers = [checkpoint.open_checkpoints(workdir / "checkpoints") for workdir in workdirs]
@@ -77,6 +85,14 @@ def resume(
         if min(epochs) == max(epochs):
             break
         common = min(epochs)  # one of them was damaged
+    sound = jax.jit(lambda state: jnp.stack(list(finite_parts(state).values())))
+    for manager, one in zip(managers, found, strict=True):
+        if one is not None and not np.all(sound(one[0])):
+            raise NonFinite(
+                f"The checkpoint of epoch {len(one[1])} in {manager.directory} holds parameters "
+                "that are no finite numbers, as training diverged; remove that folder to start "
+                "this run anew."
+            )
     restored = [(s, []) if one is None else one for s, one in zip(fresh, found, strict=True)]
     runs = [
         Run(config, workdir, manager, history)

@@ -14,6 +14,7 @@ import numpy as np
 from dfkd_jax import checkpoint, data, data_specs, results, teacher
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
+from dfkd_jax.finite import check_variables
 
 TEACHER_COPY = "given_teacher.json"
 
@@ -35,7 +36,8 @@ def load_student(folder: Path) -> Student:
     `dfkd_jax`, the version.
 
     Raises:
-      UserError: it is no run's folder, it has no whole checkpoint, or nothing tells its teacher.
+      UserError: it is no run's folder, it has no whole checkpoint, nothing tells its teacher, or
+        its parameters are no finite numbers.
       DamagedCheckpoint: the checkpoint is not that of such a student.
       UserError: a file in it is damaged.
     """
@@ -55,6 +57,7 @@ def load_student(folder: Path) -> Student:
     if read is None:
         raise UserError(f"{folder} has no whole checkpoint; one epoch must be finished.")
     variables, history = read[0]["student"], read[1]
+    check_variables(variables, f"The student in {folder}")
     last = history[-1] if history else {}
     card = {
         **facts,

@@ -13,7 +13,7 @@ from dfkd_jax.algorithm import create_algorithm
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import SPECS
-from dfkd_jax.evaluate import create_accuracy
+from dfkd_jax.evaluate import create_accuracy, put_batches
 from dfkd_jax.resume import stack, unstack
 from dfkd_jax.state import stream
 from dfkd_jax.train import run, run_seeds
@@ -152,7 +152,7 @@ def test_accuracy_counts_every_example_once():
     logits, _ = model.apply(variables, images, train=False)
     expected = 100 * np.mean(np.argmax(logits, -1) == split.labels)
     for batch_size in (7, 100, len(split.labels), 10_000):
-        accuracy = create_accuracy(model, split, spec, batch_size)
+        accuracy = create_accuracy(model, put_batches(split, batch_size), spec)
         assert accuracy(variables) == pytest.approx(expected)
 
 
