@@ -157,6 +157,7 @@ def model_card(card: dict[str, Any]) -> str:
 | method | {card["method"]}, seed {card["seed"]}, {card["epoch"]} epochs |
 | test accuracy | {_percent(card["accuracy"])}{tested} |
 | names the teacher's class | {_percent(card["agreement"])} of generated images |
+| generated images in one class | {_percent(card["class_share"])} |
 | images | {height}×{width}×{channels}, normalised with mean {card["mean"]}, std {card["std"]} |
 | made by | dfkd_jax {card["dfkd_jax"]} |
 

@@ -24,6 +24,8 @@ ACCURACY = "student_accuracy"  # the key of the student's top-1 accuracy, percen
 # The key of what stands in for it without data: on how many generated images student and teacher
 # name the same class, percent.
 AGREEMENT = "generated_agreement"
+# Without which that says little: percent of these images that the teacher puts into one class.
+CLASS_SHARE = "generated_class_share"
 
 
 @contextlib.contextmanager

@@ -31,9 +31,9 @@ def load_student(folder: Path) -> Student:
     """The student of the newest whole checkpoint of a run.
 
     Its card holds `model`, `num_classes`, `image_shape` (H, W, C), `mean` and `std` of the images
-    in [0, 1], `dataset`, `method`, `seed`, `epoch`, `accuracy` and `agreement` with the teacher
-    after that epoch (percent, None if not measured), `teacher` (its model, accuracy and source) and
-    `dfkd_jax`, the version.
+    in [0, 1], `dataset`, `method`, `seed`, `epoch`, `accuracy`, `agreement` with the teacher and
+    the `class_share` of its images after that epoch (percent, None if not measured), `teacher` (its
+    model, accuracy and source) and `dfkd_jax`, the version.
 
     Raises:
       UserError: it is no run's folder, it has no whole checkpoint, nothing tells its teacher, or
@@ -68,6 +68,7 @@ def load_student(folder: Path) -> Student:
         "epoch": len(history),
         "accuracy": last.get(results.ACCURACY),
         "agreement": last.get(results.AGREEMENT),
+        "class_share": last.get(results.CLASS_SHARE),
         "teacher": {f: teacher_card.get(f) for f in ("model", "accuracy", "source")},
         "dfkd_jax": importlib.metadata.version("dfkd_jax"),
     }

@@ -162,6 +162,7 @@ def _distil(
         for out, s in zip(outputs, states, strict=True):
             out.figures(algorithm, devices.local(s), variables, spec)
 
+    said: set[tuple[str, int]] = set()  # of which run what was warned of, once each
     drawn = time.monotonic()
     student_steps = config.iterations_per_epoch * config.student.steps
     fields = student_fields(teacher_accuracy is not None)
@@ -205,6 +206,12 @@ def _distil(
                 out.record(record)
             saved = epoch if due else saved
             progress.update({**record, "steps_per_second": student_steps / seconds})
+            for i, (r, out) in enumerate(zip(runs, outputs, strict=True)):
+                for kind, sentence in out.warnings(spec.num_classes).items():
+                    if (kind, i) not in said:
+                        said.add((kind, i))
+                        whose = f" (seed {r.config.seed})" if count > 1 else ""
+                        progress.log(f"Warning{whose}: {sentence}")
             if last:
                 break
             # Saving takes a while, in which a signal may come as well.
@@ -217,7 +224,7 @@ def _distil(
         draw_figures(unstack(state, count))
     for r in runs:
         r.manager.close()
-    return [out.summary(student_steps, console) for out in outputs]
+    return [out.summary(student_steps, spec.num_classes, console) for out in outputs]
 
 
 def _student(state: DistillState) -> teacher.Variables:

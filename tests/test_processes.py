@@ -94,7 +94,7 @@ def assert_close(a, b):
     assert len(a) == len(b) == EPOCHS
     for x, y in zip(a, b, strict=True):
         for key, value in x.items():
-            percent = key.endswith(("accuracy", "agreement"))
+            percent = key.endswith(("accuracy", "agreement", "share"))
             # A cosine near 0 has the rounding of one near 1.
             bound = 2.0 if percent else 1e-2 if key == "gradient_alignment" else 1e-3
             assert y[key] == pytest.approx(value, rel=1e-2, abs=bound), key

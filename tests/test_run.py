@@ -232,7 +232,9 @@ def test_without_any_data(whole, environment, tmp_path):
     done = run(environment, tmp_path, **fields)
     assert done.returncode == 0, done.stderr
     assert "(no test data)" in done.stdout and "no data to test on" in done.stdout
-    assert re.search(r"epoch 1/1  agreement [\d.]+ %  distance [\d.]+  L_acq", done.stdout)
+    assert re.search(
+        r"epoch 1/1  agreement [\d.]+ %  one class \d+ %  distance [\d.]+  L_acq", done.stdout
+    )
     (record,) = results.read_metrics(tmp_path / "metrics.jsonl")
     assert record["student_accuracy"] is None and 0 <= record["generated_agreement"] <= 100
     assert (tmp_path / "learning_curve.png").stat().st_size > 10_000
