@@ -59,6 +59,7 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     student.momentum = 0.9  # of sgd
     student.weight_decay = 5e-4
     student.steps = 10  # kd_iter: student steps per iteration, each on a fresh batch
+    student.checkpoint = placeholder(str)  # a run's folder, or a teacher's, to start from
 
     config.generator = generator = ml_collections.ConfigDict()
     generator.latent_dim = 1000  # dimension of z

@@ -16,7 +16,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from dfkd_jax import command_line, report, results, run_folders
+from dfkd_jax import command_line, folder_lock, report, results, run_folders
 from dfkd_jax import config as config_lib
 from dfkd_jax.child_process import in_child, run_seeds, train_teacher
 from dfkd_jax.command_line import CONFIG, FLAG_ERRORS, WORKDIR, fail
@@ -227,12 +227,13 @@ def compare(jobs: Sequence[Job], finished: int, workdir: Path) -> list[str]:
       The names of the jobs that failed; the sentence why is in their folders.
 
     Raises:
-      UserError: there is no teacher, and none could be trained.
+      UserError: there is no teacher, and none could be trained; or another process compares in
+        this folder.
       Stopped: SIGTERM or Ctrl-C came; the same jobs go on.
     """
     total = finished + sum(len(job.seeds) for job in jobs)
     failed = []
-    with stop_requests() as stop_requested:
+    with folder_lock.only_user(workdir), stop_requests() as stop_requested:
         if jobs:
             _obtain_teacher(jobs[0].config, workdir, stop_requested)
         with OverallProgress(total, finished) as progress:

@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from dfkd_jax import data, data_specs, devices, losses, meta, models, replay, teacher
+from dfkd_jax import data, data_specs, devices, losses, meta, models, replay, student, teacher
 from dfkd_jax.classifiers import IMAGE_SIZES, create_classifier
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.epoch import LOOPS
@@ -39,6 +39,7 @@ def check(config: ml_collections.ConfigDict, *, reads_data: bool = True) -> None
         data.check_prepared(spec, config.dataset.data_dir, train=bool(training))
     _check_models(config, spec)
     _check_card(config, spec)
+    student.check_start(config, spec)
 
 
 def _check_choices(config: ml_collections.ConfigDict) -> None:

@@ -3,6 +3,7 @@
 Training one is the only use that a run makes of real training data.
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -14,8 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
-from flax import struct
+from flax import struct, traverse_util
 from rich.console import Console
 
 from dfkd_jax import checkpoint, processes, results
@@ -56,6 +58,19 @@ class Training(NamedTuple):
     steps_per_epoch: int
 
 
+def digest(variables: Variables) -> str:
+    """What these weights are, wherever they lie: 64 hexadecimal digits.
+
+    SHA-256 over the names of the arrays in their order, their types, shapes and bytes.
+    """
+    found = hashlib.sha256()
+    flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, variables), sep="/")
+    for name, array in sorted(flat.items()):
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
 def is_teacher(directory: str | os.PathLike) -> bool:
     """Whether a finished teacher lies in `directory`; its card is written last."""
     return (Path(directory) / CARD).is_file()
@@ -91,7 +106,7 @@ def load_teacher(
 
 
 def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[str, Any]) -> None:
-    """Write the weights, then the card that marks them complete.
+    """Write the weights, then the card that marks them complete, with their digest.
 
     Raises:
       NonFinite: some are no finite numbers; nothing is written.
@@ -101,7 +116,7 @@ def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[
     variables = {name: collection for name, collection in variables.items() if collection}
     checkpoint.save_variables(Path(directory) / WEIGHTS, variables)
     if processes.is_main():
-        results.write_json(Path(directory) / CARD, card)
+        results.write_json(Path(directory) / CARD, {**card, "digest": digest(variables)})
     processes.any_of(False)  # nobody looks for the card before it is there
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from rich.console import Console
@@ -25,11 +26,13 @@ from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.devices import Devices
 from dfkd_jax.evaluate import Accuracy, create_accuracy, put_batches
 from dfkd_jax.finite import NonFinite
+from dfkd_jax.folder_lock import only_user
 from dfkd_jax.outputs import Outputs
 from dfkd_jax.progress import Progress, default_console, student_fields
 from dfkd_jax.resume import claim, resume, stack, unstack
 from dfkd_jax.state import DistillState
 from dfkd_jax.stop import Stopped, stop_requests
+from dfkd_jax.student import check_teacher, load_start
 
 FIGURE_SECONDS = 120  # figures are drawn at the end, and at most so often before
 
@@ -84,12 +87,14 @@ def run_seeds(
         console = Console(quiet=True)
     paths = [Path(workdir).absolute() for workdir in workdirs]
     configs = []
-    for seed, path in zip(seeds, paths, strict=True):
+    for seed in seeds:
         own = ml_collections.ConfigDict(config.to_dict())
         own.seed = seed
-        processes.on_main(partial(claim, own, path), UserError)
         configs.append(own)
-    with stop_requests() as own_request:
+    with contextlib.ExitStack() as held, stop_requests() as own_request:
+        processes.on_main(partial(_hold, held, paths), UserError)
+        for own, path in zip(configs, paths, strict=True):
+            processes.on_main(partial(claim, own, path), UserError)
 
         def stop_requested() -> str | None:
             request = own_request()
@@ -113,6 +118,8 @@ def run_seeds(
             stop_requested,
             devices,
         )
+        for path in paths:
+            processes.on_main(partial(check_teacher, path, variables), UserError)
         return _distil(
             configs,
             algorithm,
@@ -125,6 +132,33 @@ def run_seeds(
             console,
             stop_requested,
         )
+
+
+def _hold(held: contextlib.ExitStack, folders: Sequence[Path]) -> None:
+    """Keep other processes out of the folders for as long as `held` is open."""
+    for folder in folders:
+        held.enter_context(only_user(folder))
+
+
+def _starting(
+    config: ml_collections.ConfigDict, algorithm: Algorithm, devices: Devices, spec: DatasetSpec
+) -> Callable[[int], DistillState]:
+    """`algorithm.init`, with the student of `config.student.checkpoint` if one is given."""
+    directory = config.student.get("checkpoint")
+    if directory is None:
+        return algorithm.init
+    variables = load_start(directory, algorithm.models.student, spec.image_shape)
+
+    def init(seed: int) -> DistillState:
+        state = algorithm.init(seed)
+        own = {"params": state.student.params, "batch_stats": state.student.batch_stats}
+        given = {"batch_stats": {}, **variables}
+        given = jax.tree.map(lambda leaf, value: np.asarray(value, leaf.dtype), own, given)
+        # A copy for each seed, as an epoch consumes its state.
+        found = jax.tree.map(jnp.copy, devices.put(given))
+        return state.replace(student=state.student.replace(**found))
+
+    return init
 
 
 def _devices(config: ml_collections.ConfigDict, seeds: int) -> Devices:
@@ -150,7 +184,7 @@ def _distil(
     stop_requested: Callable[[], str | None],
 ) -> list[dict[str, Any]]:
     config, count = configs[0], len(configs)
-    states, runs = resume(configs, workdirs, algorithm.init, console)
+    states, runs = resume(configs, workdirs, _starting(config, algorithm, devices, spec), console)
     state, saved = stack(states), len(runs[0].history)
     closing = contextlib.ExitStack()  # also when the run is stopped or diverges
     outputs = [Outputs(r, teacher_accuracy) for r in runs]
