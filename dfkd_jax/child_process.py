@@ -40,6 +40,7 @@ class Outcome(NamedTuple):
 
     finished: bool
     sentence: str = ""  # why not
+    stopped: bool = False  # it was asked to stop, which is no failure
 
 
 def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -115,8 +116,7 @@ def in_child(
 
 def _outcome(code: int, receiver: Connection, log: Path) -> Outcome:
     try:
-        finished, sentence = receiver.recv()
-        return Outcome(finished, sentence)
+        return Outcome(*receiver.recv())
     except EOFError:  # it ended without a word
         reason = f"exit code {code}"
         if code < 0:
@@ -143,13 +143,13 @@ def _child(function: Callable[..., None], arguments: tuple, log: str, sender: Co
         function(*arguments)
     except (UserError, DamagedCheckpoint, SaveFailed, Stopped) as error:
         print(error)
-        sender.send((False, str(error)))
+        sender.send((False, str(error), isinstance(error, Stopped)))
     except Exception as error:
         traceback.print_exc()
         first = (str(error).strip().splitlines() or [""])[0][:300]
         sender.send((False, f"{type(error).__name__}: {first} (the traceback is in {log})"))
     except KeyboardInterrupt:  # before the run could listen for it
-        sender.send((False, "It was interrupted."))
+        sender.send((False, "It was interrupted.", True))
     else:
         sender.send((True, ""))
 

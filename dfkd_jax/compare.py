@@ -26,7 +26,7 @@ from dfkd_jax.meta import VARIANTS
 from dfkd_jax.methods import METHODS
 from dfkd_jax.outputs import method_names
 from dfkd_jax.overall_progress import OverallProgress
-from dfkd_jax.stop import Stopped, stop_requests
+from dfkd_jax.stop import STOPPED, Stopped, stop_requests
 from dfkd_jax.teacher import is_teacher
 
 METHODS_FLAG = flags.DEFINE_list("methods", [], f"Methods: {', '.join(METHODS)}.")
@@ -248,6 +248,8 @@ def compare(jobs: Sequence[Job], finished: int, workdir: Path) -> list[str]:
                 outcome = in_child(run_seeds, arguments, job.log, stop_requested, progress.poll)
                 if not outcome.finished and stop_requested():
                     raise Stopped(f"{stop_requested()} came; {job.name} is not finished.")
+                if outcome.stopped:  # by a signal that this process did not get
+                    raise Stopped(f"{outcome.sentence} {job.name} is not finished.")
                 if not outcome.finished:
                     failed.append(job.name)
                     _record_failure(job, outcome.sentence)
@@ -270,6 +272,8 @@ def _obtain_teacher(
     outcome = in_child(train_teacher, (own, workdir), log, stop_requested)
     if stop_requested():
         raise Stopped(f"{stop_requested()} came while training the teacher.")
+    if outcome.stopped:
+        raise Stopped(outcome.sentence)
     if not outcome.finished:
         raise UserError(f"The teacher could not be trained: {outcome.sentence}")
 
@@ -282,7 +286,7 @@ def _record_failure(job: Job, sentence: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int | None:
-    """Run what the flags ask for; the exit code."""
+    """Run what the flags ask for; the exit code, `STOPPED` if it was asked to stop."""
     del arguments
     if WORKDIR.value is None:
         return fail("--workdir is missing; give the folder for the comparison's results.", 2)
@@ -303,7 +307,7 @@ def main(arguments: Sequence[str]) -> int | None:
         return fail(str(error), 1)
     except Stopped as stopped:
         print(f"{stopped} The same command goes on from there.")
-        return None
+        return STOPPED
     print(f"files in {workdir}")
     return fail(f"These runs failed: {'; '.join(failed)}.", 1) if failed else None
 

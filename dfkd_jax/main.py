@@ -15,7 +15,7 @@ from dfkd_jax.config import UserError
 from dfkd_jax.finite import NonFinite
 from dfkd_jax.host_memory import keep_freed_memory
 from dfkd_jax.processes import LostProcess
-from dfkd_jax.stop import Stopped
+from dfkd_jax.stop import STOPPED, Stopped
 from dfkd_jax.train import run
 
 flags.adopt_module_key_flags(command_line)  # --help shows them
@@ -32,7 +32,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, fr
 
 
 def main(arguments: Sequence[str]) -> int | None:
-    """Run what the flags ask for; the exit code."""
+    """Run what the flags ask for; the exit code, `STOPPED` of a run that was asked to stop."""
     del arguments
     if WORKDIR.value is None:
         return fail("--workdir is missing; give the folder for this run's results.", 2)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int | None:
     except Stopped as stopped:
         if processes.is_main():
             print(f"{stopped} The same command goes on from there.")
-        return None
+        return STOPPED
     except UserError as error:
         code = fail(str(error), 1 if isinstance(error, NonFinite) else 2)
     except (DamagedCheckpoint, SaveFailed) as error:
