@@ -90,6 +90,8 @@ def test_a_run_leaves_what_it_promises(whole):
         "early_agreement",
         "generated_agreement",
         "generated_distance",
+        "generated_class_share",
+        "generated_spread",
         "memory_agreement",
         "memory_distance",
         "seconds",
@@ -111,6 +113,7 @@ def test_a_run_leaves_what_it_promises(whole):
         "exact",
         "memory_bank",
     )
+    assert isinstance(summary["warnings"], list)
     card = results.read_json(workdir / "teacher" / "teacher.json")
     assert summary["teacher_accuracy"] == card["accuracy"]
     assert (
