@@ -118,3 +118,15 @@ def test_no_command_shortens_every_value_error():
             unknown = set(re.findall(r"\w+", names)) - allowed - {"LostProcess"}
             unknown -= {"jax", "errors", "JaxRuntimeError"}
             assert not unknown, (path.name, names)
+
+
+# Modules that refuse nothing but what a user gives.
+OF_USERS = """config data_specs own_module classifiers devices torch_file torch_layouts processes
+folder_data tfds_data tiny_imagenet decoded_cache teacher student resume folder_lock""".split()
+
+
+@pytest.mark.parametrize("module", OF_USERS)
+def test_where_only_a_user_can_be_wrong_the_error_says_so(module):
+    """Another type would come out with a traceback, as nobody shortens it."""
+    raised = re.findall(r"raise (\w+)\(", (PACKAGE / f"{module}.py").read_text())
+    assert not {"ValueError", "FileNotFoundError"} & set(raised)
