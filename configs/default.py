@@ -21,6 +21,7 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     config.iterations_per_epoch = 36 * (1024 // batch_size)
     config.loop = "auto"  # scan: an epoch is one compiled call; step: one call a step; auto
     config.compute_dtype = "float32"  # of the layers; bfloat16 leaves parameters and losses float32
+    config.checkpoint_every = 1  # epochs from one checkpoint to the next; the last is always saved
     # Of matrix products: bfloat16, tensorfloat32 or float32. The default of a GPU may be TF32, that
     # of a TPU is bfloat16; then "exact" means exact up to their rounding.
     config.matmul_precision = "default"
@@ -65,6 +66,7 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     student.momentum = 0.9  # of sgd
     student.weight_decay = 5e-4
     student.steps = 10  # kd_iter: student steps per iteration, each on a fresh batch
+    student.checkpoint = placeholder(str)  # a run's folder, or a teacher's, to start from
 
     config.generator = generator = ml_collections.ConfigDict()
     generator.latent_dim = 1000  # dimension of z

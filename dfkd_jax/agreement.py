@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax import lax
 
 from dfkd_jax.draw import stream
 from dfkd_jax.losses import l1_distance
@@ -14,6 +15,33 @@ from dfkd_jax.state import DistillState
 from dfkd_jax.steps import Steps, Variables
 
 Agreement = Callable[[DistillState, Variables], dict[str, jax.Array]]
+
+
+def class_share(logits: jax.Array) -> jax.Array:
+    """Percent of the images in the commonest class by the arg max of logits (B, K)."""
+    counts = jnp.bincount(jnp.argmax(logits, axis=-1), length=logits.shape[-1])
+    return 100.0 * jnp.max(counts) / logits.shape[0]
+
+
+def spread(images: jax.Array) -> jax.Array:
+    """The mean over all pairs of different images of |x_i − x_j| / √(H·W·C), ≥ 0.
+
+    That is the root mean square difference of two images' pixels, in the space the images are in:
+    here the teacher's, where 1 is a standard deviation of real ones; 0 where all are alike. The
+    squared distances are |x_i|² + |x_j|² − 2 x_i·x_j, of images without their mean, which keeps
+    rounding small; what it makes negative counts as 0. NaN where an image is.
+
+    Args:
+      images: (B, H, W, C), B ≥ 2.
+    """
+    count = images.shape[0]
+    flat = images.reshape(count, -1).astype(jnp.float32)
+    flat = flat - jnp.mean(flat, axis=0)
+    products = jnp.matmul(flat, flat.T, precision=lax.Precision.HIGHEST)
+    norms = jnp.sum(jnp.square(flat), axis=-1)
+    squares = jnp.maximum(norms[:, None] + norms[None] - 2.0 * products, 0.0)
+    distances = jnp.sqrt(squares / flat.shape[1]) * (1.0 - jnp.eye(count))
+    return jnp.sum(distances) / (count * (count - 1))
 
 
 def create_agreement(
@@ -31,6 +59,9 @@ def create_agreement(
     - `generated_agreement`, `memory_agreement`: percent of the images on which both have the same
       arg max, in [0, 100];
     - `generated_distance`, `memory_distance`: mean over images and classes of |S − T|, logits, ≥ 0;
+    - `generated_class_share`: percent of the generated images in the class that is the teacher's
+      arg max most often, in [100/K, 100];
+    - `generated_spread`: see `spread`;
     - `early_agreement`: percent of the images that were generated after the first epoch.
 
     Those of the memory are NaN without replay and while there is nothing to replay.
@@ -58,7 +89,12 @@ def create_agreement(
         images = jnp.concatenate([images for images, _ in sets.values()])
         student, _ = models.student.apply(variables, images, train=False)  # once: less to compile
         nothing = dict.fromkeys(("memory_agreement", "memory_distance"), jnp.full((), jnp.nan))
-        measured = {"early_agreement": steps.early_agreement(state), **nothing}
+        measured = {
+            "early_agreement": steps.early_agreement(state),
+            "generated_class_share": class_share(sets["generated"][1]),
+            "generated_spread": spread(fresh),
+            **nothing,
+        }
         for name, (images, wanted) in sets.items():
             logits, student = student[: len(images)], student[len(images) :]
             same = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted, axis=-1)

@@ -13,7 +13,6 @@ import ml_collections
 
 from dfkd_jax.agreement import Agreement, create_agreement
 from dfkd_jax.compilation import rarely_run
-from dfkd_jax.config import UserError
 from dfkd_jax.devices import WHOLE, Devices, mapped
 from dfkd_jax.epoch import Epoch, create_epoch
 from dfkd_jax.models import Models, create_models
@@ -52,7 +51,7 @@ def create_algorithm(
         device only.
 
     Raises:
-      UserError: the student cannot be split over several devices; see `own_module.check_axis`.
+      UserError: see `create_models`.
     """
 
     def build(**axis: Any) -> tuple[Models, ReplayScheme | None, Steps]:
@@ -64,10 +63,7 @@ def create_algorithm(
     layout = layout_of(replay and replay.layout)
     shardings = devices.shardings(layout)
     if devices.count > 1:
-        try:
-            _, _, per_device = build(axis_name=devices.axis_name, devices=devices.count)
-        except ValueError as error:
-            raise UserError(f"config.student.model: {error}") from error
+        _, _, per_device = build(axis_name=devices.axis_name, devices=devices.count)
     else:
         per_device = steps if seeds == 1 else over_seeds(steps)
     jit = partial(jax.jit, compiler_options=rarely_run())

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from dfkd_jax import processes, results
+from dfkd_jax.errors import UserError
 
 SUMS = "checksums.json"
 History = list[dict[str, Any]]
@@ -194,7 +195,7 @@ def _damage(directory: Path) -> str | None:
         expected, found = results.read_json(directory / SUMS), file_checksums(directory)
     except FileNotFoundError:
         return "it was not finished"
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         return str(error)
     wrong = [name for name, crc in expected.items() if found.get(name) != crc]
     return f"{wrong[0]} is not what was written" if wrong else None

@@ -21,7 +21,7 @@ from dfkd_jax import devices as devices_lib
 from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
 from dfkd_jax.compilation import keep_compiled_programs
 from dfkd_jax.config import UserError
-from dfkd_jax.evaluate import create_accuracy
+from dfkd_jax.evaluate import create_accuracy, put_batches
 from dfkd_jax.host_memory import keep_freed_memory
 from dfkd_jax.models import create_models
 from dfkd_jax.progress import default_console
@@ -40,6 +40,7 @@ class Outcome(NamedTuple):
 
     finished: bool
     sentence: str = ""  # why not
+    stopped: bool = False  # it was asked to stop, which is no failure
 
 
 def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -49,12 +50,9 @@ def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> Non
     model = create_models(config, spec.image_shape, spec.num_classes).teacher
     devices = devices_lib.choose(config)
     with stop_requests() as stop_requested:
-        try:
-            accuracy = create_accuracy(model, load("test"), spec, devices=devices)
-            arguments = (config, model, spec, load, accuracy, Path(workdir), default_console())
-            teacher.obtain_teacher(*arguments, stop_requested, devices)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        accuracy = create_accuracy(model, put_batches(load("test"), devices=devices), spec)
+        arguments = (config, model, spec, load, accuracy, Path(workdir), default_console())
+        teacher.obtain_teacher(*arguments, stop_requested, devices)
 
 
 def run_seeds(
@@ -118,8 +116,7 @@ def in_child(
 
 def _outcome(code: int, receiver: Connection, log: Path) -> Outcome:
     try:
-        finished, sentence = receiver.recv()
-        return Outcome(finished, sentence)
+        return Outcome(*receiver.recv())
     except EOFError:  # it ended without a word
         reason = f"exit code {code}"
         if code < 0:
@@ -146,13 +143,13 @@ def _child(function: Callable[..., None], arguments: tuple, log: str, sender: Co
         function(*arguments)
     except (UserError, DamagedCheckpoint, SaveFailed, Stopped) as error:
         print(error)
-        sender.send((False, str(error)))
+        sender.send((False, str(error), isinstance(error, Stopped)))
     except Exception as error:
         traceback.print_exc()
         first = (str(error).strip().splitlines() or [""])[0][:300]
         sender.send((False, f"{type(error).__name__}: {first} (the traceback is in {log})"))
     except KeyboardInterrupt:  # before the run could listen for it
-        sender.send((False, "It was interrupted."))
+        sender.send((False, "It was interrupted.", True))
     else:
         sender.send((True, ""))
 

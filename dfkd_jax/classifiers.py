@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from dfkd_jax import lenet
+from dfkd_jax.errors import UserError
 from dfkd_jax.layers import (
     Conv,
     batch_norm,
@@ -112,13 +113,13 @@ def create_classifier(
       dtype: dtype of the computation; None follows input and parameters.
 
     Raises:
-      ValueError: no classifier has that name, or see `own_module.create_own`.
+      UserError: no classifier has that name, or see `own_module.create_own`.
     """
     if is_own(name):
         return create_own(name, num_classes, axis_name=axis_name, dtype=dtype)
     if name not in CLASSIFIERS:
         allowed = ", ".join(sorted(CLASSIFIERS))
-        raise ValueError(
+        raise UserError(
             f"Unknown classifier {name!r}; the classifiers are {allowed}, "
             "and 'package.module:attribute' of one's own."
         )

@@ -64,14 +64,14 @@ def configurations() -> Callable[..., ConfigDict]:
     set, and then these, given as text.
 
     Raises:
-      ValueError: --config has a method of its own.
+      UserError: --config has a method of its own.
       Any of `FLAG_ERRORS`, from the function: the file knows no such method.
     """
     filename = config_flags.get_config_filename(flags.FLAGS[CONFIG.name])
     overrides = config_flags.get_override_values(flags.FLAGS[CONFIG.name])
     if ":" in filename:
         path, method = filename.split(":", 1)
-        raise ValueError(
+        raise UserError(
             f"--config is {filename!r}; here it names the file alone, --config={path}, "
             f"and the method is given as --methods={method}."
         )

@@ -16,7 +16,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from dfkd_jax import command_line, report, results, run_folders
+from dfkd_jax import command_line, folder_lock, report, results, run_folders
 from dfkd_jax import config as config_lib
 from dfkd_jax.child_process import in_child, run_seeds, train_teacher
 from dfkd_jax.command_line import CONFIG, FLAG_ERRORS, WORKDIR, fail
@@ -26,7 +26,7 @@ from dfkd_jax.methods import METHODS
 from dfkd_jax.objectives import WITH_INNER_STEP
 from dfkd_jax.outputs import method_names
 from dfkd_jax.overall_progress import OverallProgress
-from dfkd_jax.stop import Stopped, stop_requests
+from dfkd_jax.stop import STOPPED, Stopped, stop_requests
 from dfkd_jax.teacher import is_teacher
 
 METHODS_FLAG = flags.DEFINE_list("methods", [], f"Methods: {', '.join(METHODS)}.")
@@ -94,24 +94,30 @@ def combinations(
     _check_names("--methods", methods, METHODS)
     _check_names("--gradients", gradients, config_lib.INNER_VARIANTS)
     found: dict[str, Combination] = {}
-    try:
-        for method in dict.fromkeys(methods):
-            for fields, gradient in _with_gradients(load, method, varied, gradients):
-                config = load(method, **fields)
-                if gradient is not None:
-                    config.meta.variant = gradient
-                if config.teacher.checkpoint is None:
-                    _check_teacher_is_shared(fields)
-                config_lib.check(config)
-                if config.teacher.checkpoint is None:
-                    config.teacher.checkpoint = str(workdir / "teacher")
-                    if is_teacher(config.teacher.checkpoint):
-                        config_lib.check(config)
-                label = run_folders.method_label(method_names(config))
-                label = " ".join([label, *(f"{f}={config_lib.get(config, f)}" for f in fields)])
-                found[label] = Combination(label, config)
-    except FLAG_ERRORS as error:
-        raise UserError(command_line.sentence(error)) from error
+
+    def loaded(method: str, fields: dict[str, str]) -> ml_collections.ConfigDict:
+        try:
+            return load(method, **fields)
+        except UserError:
+            raise
+        except FLAG_ERRORS as error:
+            raise UserError(command_line.sentence(error)) from error
+
+    for method in dict.fromkeys(methods):
+        for fields, gradient in _with_gradients(loaded, method, varied, gradients):
+            config = loaded(method, fields)
+            if gradient is not None:
+                config.meta.variant = gradient
+            if config.teacher.checkpoint is None:
+                _check_teacher_is_shared(fields)
+            config_lib.check(config)
+            if config.teacher.checkpoint is None:
+                config.teacher.checkpoint = str(workdir / "teacher")
+                if is_teacher(config.teacher.checkpoint):
+                    config_lib.check(config)
+            label = run_folders.method_label(method_names(config))
+            label = " ".join([label, *(f"{f}={config_lib.get(config, f)}" for f in fields)])
+            found[label] = Combination(label, config)
     return list(found.values())
 
 
@@ -172,10 +178,7 @@ def _configurations() -> Callable[..., ml_collections.ConfigDict]:
     for field, flag in RESERVED.items():
         if field in config_flags.get_override_values(flags.FLAGS[CONFIG.name]):
             raise UserError(f"--config.{field} is set by {flag} in a comparison; give that.")
-    try:
-        return command_line.configurations()
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return command_line.configurations()
 
 
 def _check_names(flag: str, names: Sequence[str], allowed: Sequence[str]) -> None:
@@ -241,12 +244,13 @@ def compare(jobs: Sequence[Job], finished: int, workdir: Path) -> list[str]:
       The names of the jobs that failed; the sentence why is in their folders.
 
     Raises:
-      UserError: there is no teacher, and none could be trained.
+      UserError: there is no teacher, and none could be trained; or another process compares in
+        this folder.
       Stopped: SIGTERM or Ctrl-C came; the same jobs go on.
     """
     total = finished + sum(len(job.seeds) for job in jobs)
     failed = []
-    with stop_requests() as stop_requested:
+    with folder_lock.only_user(workdir), stop_requests() as stop_requested:
         if jobs:
             _obtain_teacher(jobs[0].config, workdir, stop_requested)
         with OverallProgress(total, finished) as progress:
@@ -261,6 +265,8 @@ def compare(jobs: Sequence[Job], finished: int, workdir: Path) -> list[str]:
                 outcome = in_child(run_seeds, arguments, job.log, stop_requested, progress.poll)
                 if not outcome.finished and stop_requested():
                     raise Stopped(f"{stop_requested()} came; {job.name} is not finished.")
+                if outcome.stopped:  # by a signal that this process did not get
+                    raise Stopped(f"{outcome.sentence} {job.name} is not finished.")
                 if not outcome.finished:
                     failed.append(job.name)
                     _record_failure(job, outcome.sentence)
@@ -283,6 +289,8 @@ def _obtain_teacher(
     outcome = in_child(train_teacher, (own, workdir), log, stop_requested)
     if stop_requested():
         raise Stopped(f"{stop_requested()} came while training the teacher.")
+    if outcome.stopped:
+        raise Stopped(outcome.sentence)
     if not outcome.finished:
         raise UserError(f"The teacher could not be trained: {outcome.sentence}")
 
@@ -295,7 +303,7 @@ def _record_failure(job: Job, sentence: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int | None:
-    """Run what the flags ask for; the exit code."""
+    """Run what the flags ask for; the exit code, `STOPPED` if it was asked to stop."""
     del arguments
     if WORKDIR.value is None:
         return fail("--workdir is missing; give the folder for the comparison's results.", 2)
@@ -316,7 +324,7 @@ def main(arguments: Sequence[str]) -> int | None:
         return fail(str(error), 1)
     except Stopped as stopped:
         print(f"{stopped} The same command goes on from there.")
-        return None
+        return STOPPED
     print(f"files in {workdir}")
     return fail(f"These runs failed: {'; '.join(failed)}.", 1) if failed else None
 

@@ -77,6 +77,14 @@ _RETENTION = (
     ),
 )
 
+# Beside agreement, which images that are all alike make easy.
+_CLASS_SHARE = Measure(
+    "final_generated_class_share",
+    "one class ↓ (%)",
+    "what share of the last epoch's generated images the teacher puts into one class: near 100 the "
+    "generator has collapsed, and agreement says little",
+)
+
 _TERMS = (
     (
         "±",
@@ -116,6 +124,7 @@ def measures(quality: str, split: str) -> tuple[Measure, ...]:
         ),
         Measure(f"max_{quality}", f"{best} ↑ (%)", f"the best epoch's {words}"),
         Measure(f"final_{quality}", "final ↑ (%)", f"the last epoch's {words}"),
+        *([_CLASS_SHARE] if quality == "agreement" else []),
         *_RETENTION,
         *_COSTS,
     )

@@ -16,11 +16,13 @@ from dfkd_jax import (
     models,
     objectives,
     replay,
+    student,
     teacher,
 )
 from dfkd_jax.classifiers import IMAGE_SIZES, create_classifier
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.epoch import LOOPS
+from dfkd_jax.errors import UserError
 from dfkd_jax.generator import base_size
 from dfkd_jax.methods import METHODS
 from dfkd_jax.own_module import check_call, is_own
@@ -35,11 +37,13 @@ RENAMED = {
 }
 
 # A run may go on with other values of these: they do not change what it computes.
-FREE_FIELDS = ("loop", "dataset.data_dir", "parallel.devices", "parallel.mapping")
-
-
-class UserError(Exception):
-    """One sentence for the user: what is wrong, and what is allowed."""
+FREE_FIELDS = (
+    "checkpoint_every",
+    "loop",
+    "dataset.data_dir",
+    "parallel.devices",
+    "parallel.mapping",
+)
 
 
 def check(config: ml_collections.ConfigDict, *, reads_data: bool = True) -> None:
@@ -49,19 +53,17 @@ def check(config: ml_collections.ConfigDict, *, reads_data: bool = True) -> None
       config: of a run.
       reads_data: whether the data set must be there.
     """
-    try:
-        _check_choices(config)
-        _check_ranges(config)
-        _check_teacher_given(config)
-        spec = data_specs.spec(config)
-        if reads_data:
-            training = config.teacher.checkpoint is None or config.dataset.validation_size
-            data.check_prepared(spec, config.dataset.data_dir, train=bool(training))
-        _check_models(config, spec)
-        _check_batch_norm_term(config, spec)
-        _check_card(config, spec)
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(str(error)) from error
+    _check_choices(config)
+    _check_ranges(config)
+    _check_teacher_given(config)
+    spec = data_specs.spec(config)
+    if reads_data:
+        training = config.teacher.checkpoint is None or config.dataset.validation_size
+        data.check_prepared(spec, config.dataset.data_dir, train=bool(training))
+    _check_models(config, spec)
+    _check_batch_norm_term(config, spec)
+    _check_card(config, spec)
+    student.check_start(config, spec)
 
 
 def _check_choices(config: ml_collections.ConfigDict) -> None:
@@ -85,7 +87,7 @@ def _check_choices(config: ml_collections.ConfigDict) -> None:
     for field, allowed in choices.items():
         value = get(config, field)
         if value not in allowed:
-            raise ValueError(f"config.{field} is {value!r}; allowed are {', '.join(allowed)}.")
+            raise UserError(f"config.{field} is {value!r}; allowed are {', '.join(allowed)}.")
     _check_objective(config)
 
 
@@ -94,22 +96,22 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
     kind, objective = config.replay.kind, config.objective
     if (kind == "none") != (objective == "acquisition"):
         allowed = ["acquisition"] if kind == "none" else list(objectives.OBJECTIVES)[1:]
-        raise ValueError(
+        raise UserError(
             f"config.objective is {objective!r} but config.replay.kind is {kind!r}, with which "
             f"allowed are {', '.join(allowed)}."
         )
     if objective in ("acquisition", "concatenated") and config.retention_weight != 1:
-        raise ValueError(
+        raise UserError(
             f"config.retention_weight is {config.retention_weight} but config.objective is "
             f"{objective!r}, which has no such weight; allowed is 1.0."
         )
     if config.meta.variant == "finite_difference" and config.compute_dtype != "float32":
-        raise ValueError(
+        raise UserError(
             f"config.meta.variant is 'finite_difference' but config.compute_dtype is "
             f"{config.compute_dtype!r}, whose differences are rounding alone; allowed is 'float32'."
         )
     if config.replay.accumulate_recall_gradient and config.replay.recall_steps != 1:
-        raise ValueError(
+        raise UserError(
             "config.replay.accumulate_recall_gradient is True but config.replay.recall_steps is "
             f"{config.replay.recall_steps}; allowed is 1."
         )
@@ -118,6 +120,7 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
 def _check_ranges(config: ml_collections.ConfigDict) -> None:
     at_least_one = (
         "epochs",
+        "checkpoint_every",
         "iterations_per_epoch",
         "teacher.epochs",
         "teacher.batch_size",
@@ -156,38 +159,38 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         "replay.recall_one_hot",
     )
     if config.batch_size < 2:
-        raise ValueError(
+        raise UserError(
             f"config.batch_size is {config.batch_size}; allowed is 2 or more, for batch statistics."
         )
     for field in at_least_one:
         if get(config, field) < 1:
-            raise ValueError(f"config.{field} is {get(config, field)}; allowed is 1 or more.")
+            raise UserError(f"config.{field} is {get(config, field)}; allowed is 1 or more.")
     for field in positive:
         if not get(config, field) > 0:
-            raise ValueError(f"config.{field} is {get(config, field)}; allowed is more than 0.")
+            raise UserError(f"config.{field} is {get(config, field)}; allowed is more than 0.")
     for field in ("seed", "teacher.seed"):
         if get(config, field) >= 2**31:
-            raise ValueError(f"config.{field} is {get(config, field)}; allowed is less than 2³¹.")
+            raise UserError(f"config.{field} is {get(config, field)}; allowed is less than 2³¹.")
     for field in not_negative:
         if not get(config, field) >= 0:
-            raise ValueError(f"config.{field} is {get(config, field)}; allowed is 0 or more.")
+            raise UserError(f"config.{field} is {get(config, field)}; allowed is 0 or more.")
     final = config.generator.final_learning_rate
     if final is not None and not final >= 0:
-        raise ValueError(
+        raise UserError(
             f"config.generator.final_learning_rate is {final}; allowed is None or 0 or more."
         )
     if len(config.generator.channels) != 2 or min(config.generator.channels) < 1:
-        raise ValueError(
+        raise UserError(
             f"config.generator.channels is {tuple(config.generator.channels)}; "
             "allowed are two numbers of 1 or more."
         )
     if config.replay.kind != "none" and config.replay.entry_size > config.batch_size:
-        raise ValueError(
+        raise UserError(
             f"config.replay.entry_size is {config.replay.entry_size}; "
             f"allowed is at most config.batch_size, {config.batch_size}."
         )
     if config.replay.kind == "generative" and config.replay.entry_size < 2:
-        raise ValueError(
+        raise UserError(
             f"config.replay.entry_size is {config.replay.entry_size}; generative replay needs 2 or "
             "more, for the variance over the recalled batch."
         )
@@ -202,12 +205,12 @@ def _check_models(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
                 check_call(module, name, spec.image_shape, spec.num_classes)
             else:
                 _check_size(name, spec.image_shape)
-        except ValueError as error:
-            raise ValueError(f"config.{role}.model: {error}") from error
+        except UserError as error:
+            raise UserError(f"config.{role}.model: {error}") from error
     try:
         base_size(spec.image_shape)
-    except ValueError as error:
-        raise ValueError(f"config.dataset.image_size is {spec.image_shape[0]}: {error}") from error
+    except UserError as error:
+        raise UserError(f"config.dataset.image_size is {spec.image_shape[0]}: {error}") from error
 
 
 def _check_batch_norm_term(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
@@ -216,7 +219,7 @@ def _check_batch_norm_term(config: ml_collections.ConfigDict, spec: DatasetSpec)
         return
     module = create_classifier(config.teacher.model, spec.num_classes)
     if not batch_norm.count(module, spec.image_shape):
-        raise ValueError(
+        raise UserError(
             f"config.loss.batch_norm is {config.loss.batch_norm} but config.teacher.model "
             f"{config.teacher.model!r} has no flax.linen.BatchNorm whose statistics to match; "
             "allowed is 0.0."
@@ -228,7 +231,7 @@ def _check_size(name: str, image_shape: tuple[int, int, int]) -> None:
     sizes = IMAGE_SIZES.get(name)
     if sizes and image_shape[0] not in sizes:
         allowed = " or ".join(f"{size}×{size}" for size in sizes)
-        raise ValueError(
+        raise UserError(
             f"{name!r} cannot take {image_shape[0]}×{image_shape[1]}×{image_shape[2]} images; "
             f"allowed are {allowed}."
         )
@@ -238,12 +241,12 @@ def _check_teacher_given(config: ml_collections.ConfigDict) -> None:
     """A given teacher must be there, and without data one must be given."""
     directory = config.teacher.checkpoint
     if directory is None and config.dataset.name == "none":
-        raise ValueError(
+        raise UserError(
             "config.teacher.checkpoint is None but config.dataset.name is 'none'; without data no "
             "teacher can be trained, and only the folder of a trained one is allowed."
         )
     if directory is not None and not teacher.is_teacher(directory):
-        raise ValueError(
+        raise UserError(
             f"config.teacher.checkpoint is {directory!r}, which holds no {teacher.CARD}; allowed "
             "is the folder of a trained teacher (such as WORKDIR/teacher of an earlier run), or "
             "None to train one."
@@ -264,7 +267,7 @@ def _check_card(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
     wanted |= {f: list(getattr(spec, f)) for f in ("mean", "std") if card.get(f) is not None}
     for field, value in wanted.items():
         if card.get(field) != value:
-            raise ValueError(
+            raise UserError(
                 f"config.teacher.checkpoint is {config.teacher.checkpoint!r}, a teacher with "
                 f"{field} {card.get(field)!r}; the configuration and config.dataset.name "
                 f"{config.dataset.name!r} need {value!r}."

@@ -56,13 +56,10 @@ def convert(file: str | Path, description: Description, output: str | Path) -> s
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"--output is {str(output)!r}, which exists; give a new or empty folder.")
     model, num_classes, image_shape = description[:3]
-    try:
-        state_dict = read_state_dict(file)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    state_dict = read_state_dict(file)
     try:
         variables, layout = from_torch(model, num_classes, image_shape, state_dict)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{file} cannot be converted: {error}") from error
     card = {**description._asdict(), "source": file.name, "layout": layout.name}
     _write(output, variables, card)
@@ -133,7 +130,7 @@ def describe(given: argparse.Namespace) -> Description:
     name = given.dataset
     try:
         create_classifier(given.model, 1)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"--model: {error}") from error
     if name is not None and name not in SPECS:
         raise UserError(f"--dataset is {name!r}; allowed are {', '.join(SPECS)}.")

@@ -19,6 +19,7 @@ import numpy as np
 
 from dfkd_jax import decoded_cache, folder_data, tfds_data, tiny_imagenet
 from dfkd_jax.data_table import DatasetSpec
+from dfkd_jax.errors import UserError
 
 _SOURCES = {"folder": folder_data, "tiny_imagenet": tiny_imagenet}  # of the others: tfds_data
 
@@ -42,8 +43,8 @@ def check_prepared(
       train: whether `folder` must have a training split.
 
     Raises:
-      ValueError: train and test images of `folder` have different classes.
-      FileNotFoundError: it is not prepared; says how to prepare it.
+      UserError: train and test images of `folder` have different classes.
+      DataMissing: it is not prepared; says how to prepare it.
     """
     if spec.name not in ("digits", "none"):
         _SOURCES.get(spec.name, tfds_data).find(spec, data_dir)
@@ -72,14 +73,14 @@ def load(
     Raises:
       ValueError: no split of that name; the files hold something else, or nothing; one of them is
         no image; `validation_size` leaves nothing to train on.
-      FileNotFoundError: the data set is not prepared; says how to prepare it.
+      DataMissing: the data set is not prepared; says how to prepare it.
     """
     if split not in ("train", "test"):
         raise ValueError(f"the split is {split!r} but must be 'train' or 'test'.")
     if validation_size:
         images, labels = load(spec, "train", data_dir)
         if validation_size >= labels.size:
-            raise ValueError(
+            raise UserError(
                 f"config.dataset.validation_size is {validation_size}; allowed is less than the "
                 f"{labels.size} training images of {spec.name}."
             )
@@ -98,7 +99,7 @@ def load(
     def decoded() -> np.ndarray:
         size, examples = source.read(folder, split)
         if not size:
-            raise ValueError(f"The {split} split of {spec.name} in {folder} holds no images.")
+            raise UserError(f"The {split} split of {spec.name} in {folder} holds no images.")
         resize = spec.name == "folder"
         return decoded_cache.decode(examples, size, row, spec.num_classes, resize=resize)
 

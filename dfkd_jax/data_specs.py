@@ -10,6 +10,7 @@ import ml_collections
 
 from dfkd_jax import folder_data, results, teacher
 from dfkd_jax.data_table import SPECS, DatasetSpec
+from dfkd_jax.errors import UserError
 
 # What has no line in the table: any folder of class folders, and no data at all.
 OWN = ("folder", "none")
@@ -29,9 +30,9 @@ def spec(config: ml_collections.ConfigDict, card: Mapping[str, Any] | None = Non
       card: of the teacher; that of `config.teacher.checkpoint` by default.
 
     Raises:
-      ValueError: no data set has that name, or a field is missing, impossible, or contradicts what
+      UserError: no data set has that name, or a field is missing, impossible, or contradicts what
         is known of the data set.
-      FileNotFoundError: `folder` is not there.
+      DataMissing: `folder` is not there.
     """
     dataset = config.dataset
     card = teacher_card(config) if card is None else card
@@ -39,7 +40,7 @@ def spec(config: ml_collections.ConfigDict, card: Mapping[str, Any] | None = Non
         return _own(dataset, card)
     if dataset.name not in SPECS:
         allowed = ", ".join((*SPECS, *OWN))
-        raise ValueError(f"config.dataset.name is {dataset.name!r} but must be one of {allowed}.")
+        raise UserError(f"config.dataset.name is {dataset.name!r} but must be one of {allowed}.")
     known = SPECS[dataset.name]
     if card.get("mean") is not None and card.get("std") is not None:
         known = known._replace(mean=tuple(card["mean"]), std=tuple(card["std"]))
@@ -50,7 +51,7 @@ def spec(config: ml_collections.ConfigDict, card: Mapping[str, Any] | None = Non
         if isinstance(given, list):  # a tuple that was written to config.json
             given = tuple(given)
         if given not in (None, value):
-            raise ValueError(
+            raise UserError(
                 f"config.dataset.{field} is {dataset[field]!r} but {value!r} for the data set "
                 f"{dataset.name!r}; allowed is to leave it out."
             )
@@ -61,7 +62,7 @@ def teacher_card(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What the teacher in `config.teacher.checkpoint` says of itself; empty if none is there.
 
     Raises:
-      ValueError: its file is damaged.
+      UserError: its file is damaged.
     """
     directory = config.teacher.checkpoint
     return {} if directory is None else card_in(directory)
@@ -80,14 +81,14 @@ def _own(dataset: ml_collections.ConfigDict, card: Mapping[str, Any]) -> Dataset
     if dataset.name == "folder":
         known["num_classes"] = len(folder_data.class_names(dataset.data_dir, "test"))
         if dataset.num_classes not in (None, known["num_classes"]):
-            raise ValueError(
+            raise UserError(
                 f"config.dataset.num_classes is {dataset.num_classes} but "
                 f"{dataset.data_dir}/test holds {known['num_classes']} class folders."
             )
     values = {f: known.get(f) if dataset[f] is None else dataset[f] for f in FIELDS}
     missing = [f"config.dataset.{field}" for field in FIELDS if values[field] is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"config.dataset.name is {dataset.name!r}, which needs {', '.join(missing)}, or a "
             "config.teacher.checkpoint whose card says so."
         )
@@ -105,7 +106,7 @@ def _own(dataset: ml_collections.ConfigDict, card: Mapping[str, Any]) -> Dataset
     }
     for field, (holds, words) in allowed.items():
         if not holds:
-            raise ValueError(f"config.dataset.{field} is {values[field]!r}; allowed is {words}.")
+            raise UserError(f"config.dataset.{field} is {values[field]!r}; allowed is {words}.")
     return DatasetSpec(dataset.name, (size, size, channels), classes, tuple(mean), tuple(std))
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dfkd_jax.errors import UserError
 from dfkd_jax.results import replacing
 
 RULE = 2
@@ -57,7 +58,7 @@ def decode(
         factor of its own; otherwise they are refused.
 
     Raises:
-      ValueError: an image cannot be decoded, has transparent pixels or values without a range, or
+      UserError: an image cannot be decoded, has transparent pixels or values without a range, or
         has another shape or class; names it.
     """
     from PIL import Image
@@ -72,12 +73,12 @@ def decode(
             image = Image.open(io.BytesIO(example.encoded))
             image.load()
         except Exception as error:  # each of Pillow's decoders has its own for a broken file
-            raise ValueError(f"{where} cannot be decoded as an image.") from error
+            raise UserError(f"{where} cannot be decoded as an image.") from error
         image = _upright(_eight_bits(image, example, mode), image)
         if resize and image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         if image.size != (width, height) or not 0 <= label < num_classes:
-            raise ValueError(
+            raise UserError(
                 f"{where} is {image.height}×{image.width} of class {label}, where {height}×{width} "
                 f"and a class below {num_classes} are expected."
             )
@@ -98,18 +99,18 @@ def _eight_bits(image: Any, example: Example, mode: str) -> Any:
     if is_png and image.mode not in ("P", *_WITH_ALPHA) and "transparency" in image.info:
         # The colour is given in the file's depth, and Pillow looks for it among values of 8 bits.
         if example.encoded[_PNG_DEPTH] != 8:
-            raise ValueError(transparent)
+            raise UserError(transparent)
     if is_png and image.mode in _SIXTEEN_BITS:  # other formats need not use all 16 bits
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode not in _OPAQUE + _WITH_ALPHA:
-        raise ValueError(
+        raise UserError(
             f"{example.where} has Pillow's mode {image.mode}, whose values have no known range; "
             "allowed are images of 8 bits, and PNG files of 16."
         )
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
-            raise ValueError(transparent)
+            raise UserError(transparent)
     if image.mode == mode:
         return image
     if mode == "L" and image.mode not in ("1", "RGB"):

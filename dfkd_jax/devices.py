@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from dfkd_jax import replay
+from dfkd_jax.errors import UserError
 
 AXIS = "data"
 WHOLE = -1
@@ -95,16 +96,16 @@ def choose(config: ml_collections.ConfigDict) -> Devices:
     """The devices that `config.parallel` asks for.
 
     Raises:
-      ValueError: there are not so many, or batch or memory cannot be split over them; one sentence.
+      UserError: there are not so many, or batch or memory cannot be split over them; one sentence.
     """
     count, available = config.parallel.devices or jax.device_count(), jax.device_count()
     if jax.process_count() > 1 and count != available:
-        raise ValueError(
+        raise UserError(
             f"config.parallel.devices is {count}; with {jax.process_count()} processes all "
             f"{available} devices are used, allowed are 0 and {available}."
         )
     if count > available:
-        raise ValueError(
+        raise UserError(
             f"config.parallel.devices is {count}; there are {available}, allowed are 0 (all) "
             f"to {available}."
         )
@@ -114,7 +115,7 @@ def choose(config: ml_collections.ConfigDict) -> Devices:
     split |= replay.split_sizes(config)
     for field, size in split.items():
         if size % count:
-            raise ValueError(
+            raise UserError(
                 f"config.{field} is {size}, which {count} devices cannot share equally; allowed "
                 f"are multiples of {count} (or config.parallel.devices that divides it)."
             )

@@ -14,6 +14,7 @@ import ml_collections
 from jax import lax
 
 from dfkd_jax.devices import Mapped
+from dfkd_jax.finite import all_finite
 from dfkd_jax.state import DistillState, Totals
 from dfkd_jax.steps import Step, Steps
 
@@ -24,8 +25,8 @@ Epoch = Callable[[DistillState, Any], tuple[DistillState, dict[str, jax.Array]]]
 def create_epoch(config: ml_collections.ConfigDict, steps: Steps, mapped: Mapped) -> Epoch:
     """(state, teacher variables) -> (state, metrics), with the state donated.
 
-    Metrics are device scalars, the means over the epoch that `metrics_of` defines; reading them is
-    the one transfer of an epoch.
+    Metrics are device scalars, the means over the epoch that `metrics_of` defines and what
+    `finite_parts` says; nothing is read back.
 
     Args:
       config: of the run.
@@ -36,11 +37,11 @@ def create_epoch(config: ml_collections.ConfigDict, steps: Steps, mapped: Mapped
     if loop == "auto":
         loop = "step" if jax.default_backend() == "cpu" else "scan"
     run = {"scan": _scanned, "step": _stepped}[loop](config, steps, mapped)
-    finish = jax.jit(metrics_of)
+    finish = jax.jit(lambda state: metrics_of(state.totals) | finite_parts(state))
 
     def epoch(state: DistillState, teacher: Any) -> tuple[DistillState, dict[str, jax.Array]]:
         state = mapped.leave(run(mapped.enter(state), mapped.constants(teacher)))
-        return state, finish(state.totals)
+        return state, finish(state)
 
     return epoch
 
@@ -60,6 +61,17 @@ def metrics_of(totals: Totals) -> dict[str, jax.Array]:
             totals.acquisition_loss + totals.retention_loss + totals.generator_loss
         ),
     }
+
+
+def finite_parts(state: DistillState) -> dict[str, jax.Array]:
+    """Whether student, generator and replay are finite, as `finite_student` and so on.
+
+    All that is floating in them counts: parameters, batch statistics, optimiser states and replayed
+    images. The losses of an epoch do not show what its last update has made of the parameters.
+    """
+    seeds = state.totals.acquisition_loss.ndim  # 1 in a stack of several
+    parts = {name: getattr(state, name) for name in ("student", "generator", "replay")}
+    return {f"finite_{name}": all_finite(part, seeds) for name, part in parts.items()}
 
 
 def _start(state: DistillState) -> DistillState:

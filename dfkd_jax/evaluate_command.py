@@ -100,7 +100,7 @@ def read_target(path: Path, config: ml_collections.ConfigDict, shape: tuple[int,
       shape: (H, W, C, K) of the data set.
 
     Raises:
-      UserError, ValueError, DamagedCheckpoint: one of the two cannot be read, or takes other images
+      UserError, DamagedCheckpoint: one of the two cannot be read, or takes other images
         or has other classes than the data set.
     """
     run, directory = config, None
@@ -162,9 +162,9 @@ def evaluate(path: Path, config: ml_collections.ConfigDict, batch_size: int) -> 
       that it was measured at, `images`, `dataset` and `target`.
 
     Raises:
-      UserError, ValueError, DamagedCheckpoint: see `read_target`; there is no test data, or logits
-        are not finite.
-      FileNotFoundError: the data set is not prepared.
+      UserError, DamagedCheckpoint: see `read_target`; there is no test data, or logits are not
+        finite.
+      DataMissing: the data set is not prepared.
     """
     spec = data_specs.spec(config)
     if spec.name == "none":
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str]) -> int | None:
         results.write_json(OUTPUT.value or default, found)
     except results.CannotWrite as error:
         return fail(f"{error}.", 2)
-    except (UserError, DamagedCheckpoint, ValueError, OSError) as error:
+    except (UserError, DamagedCheckpoint, OSError) as error:
         return fail(str(error), 2)
     print(table(found))
     return None

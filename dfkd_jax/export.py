@@ -196,7 +196,7 @@ def export(folder: Path, format: str, output: Path, date: datetime | None = None
       `onnx_opset`.
 
     Raises:
-      UserError, DamagedCheckpoint, ValueError: see `load_student`; a package is missing.
+      UserError, DamagedCheckpoint: see `load_student`; a package is missing.
       OSError: the folder cannot be written; nothing is there that was not there before.
     """
     student = load_student(folder)
@@ -237,6 +237,7 @@ def model_card(card: dict[str, Any]) -> str:
 | method | {card["method"]}, seed {card["seed"]}, {card["epoch"]} epochs |
 | test accuracy | {_percent(card["accuracy"], tested)} |
 | names the teacher's class | {_percent(card["agreement"], " of generated images")} |
+| generated images in one class | {_percent(card["class_share"])} |
 | images | {height}×{width}×{channels}, normalised with mean {card["mean"]}, std {card["std"]} |
 | made by | {", ".join(made)} |
 
@@ -275,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(export(given.folder, given.format, given.output or given.folder / "export"))
     except results.CannotWrite as error:
         return fail(f"{error}.", 2)
-    except (UserError, DamagedCheckpoint, ValueError, OSError) as error:
+    except (UserError, DamagedCheckpoint, OSError) as error:
         return fail(str(error), 2)
     return 0
 

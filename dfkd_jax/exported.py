@@ -17,8 +17,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dfkd_jax.classifiers import create_classifier
+from dfkd_jax.errors import UserError
+from dfkd_jax.finite import check_variables
 from dfkd_jax.own_module import is_own
-from dfkd_jax.student import Student, first_non_finite, logits_of, shape_of
+from dfkd_jax.student import Student, logits_of, shape_of
 from dfkd_jax.torch_file import read_state_dict
 from dfkd_jax.torch_layouts import from_torch
 
@@ -34,14 +36,14 @@ def read_safetensors(path: Path, own: str | None = None) -> Read:
       own: the "package.module:attribute" that may be imported if the metadata names it.
 
     Raises:
-      ValueError: it is damaged, was not written by `export`, or names another module to import; one
+      UserError: it is damaged, was not written by `export`, or names another module to import; one
         sentence.
     """
     arrays = read_state_dict(path)  # which refuses what is no such file
     card = _card(path)
     model, image_shape = card["model"], tuple(card["image_shape"])
     if is_own(model) and model != own:
-        raise ValueError(
+        raise UserError(
             f"{path} names {model!r} to import, which would run code; allowed is that of "
             f"--config.student.model, which is {own!r}."
         )
@@ -52,7 +54,7 @@ def read_safetensors(path: Path, own: str | None = None) -> Read:
         else:
             variables, _ = from_torch(model, card["num_classes"], image_shape, arrays)
     except Exception as error:  # a shape that no network takes shows in many ways
-        raise ValueError(f"{path} cannot be read: {_reason(error)}.") from error
+        raise UserError(f"{path} cannot be read: {_reason(error)}.") from error
     return jax.jit(logits_of(Student(module, variables, card))), shape_of(card)
 
 
@@ -64,7 +66,7 @@ def _card(path: Path) -> dict[str, Any]:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
     except Exception as error:  # weights of another kind of file
-        raise ValueError(f"{path} is no safetensors file: {_reason(error)}.") from error
+        raise UserError(f"{path} is no safetensors file: {_reason(error)}.") from error
     allowed = {
         "model": (lambda v: isinstance(v, str), "the name of a classifier"),
         "names": (lambda v: v in ("torch", "flax"), "torch or flax"),
@@ -78,7 +80,7 @@ def _card(path: Path) -> dict[str, Any]:
     }
     missing = [field for field in allowed if field not in metadata]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path} has no metadata {', '.join(missing)}; allowed is what dfkd_jax.export writes."
         )
     card = {}
@@ -89,10 +91,10 @@ def _card(path: Path) -> dict[str, Any]:
         except (ValueError, RecursionError):
             card[field] = None
         if not holds(card[field]):
-            raise ValueError(f"{path} has the metadata {field} {text[:100]!r}; allowed is {words}.")
+            raise UserError(f"{path} has the metadata {field} {text[:100]!r}; allowed is {words}.")
     channels = card["image_shape"][2]
     if not len(card["mean"]) == len(card["std"]) == channels:
-        raise ValueError(
+        raise UserError(
             f"{path} has {len(card['mean'])} numbers as metadata mean and {len(card['std'])} as "
             f"std; allowed are {channels}, one per channel."
         )
@@ -123,9 +125,7 @@ def _from_flax(
     if wrong:
         raise ValueError(f"missing, unknown or of another shape are {', '.join(wrong)}")
     variables = unflatten_dict(arrays, sep=".")
-    name = first_non_finite(variables)
-    if name is not None:
-        raise ValueError(f"not all values are finite numbers in {name}")
+    check_variables(variables, "it")
     return variables
 
 
@@ -133,7 +133,7 @@ def read_stablehlo(path: Path) -> Read:
     """The function of `export.to_stablehlo`.
 
     Raises:
-      ValueError: it is damaged, takes or gives something else, or flatbuffers is not installed; one
+      UserError: it is damaged, takes or gives something else, or flatbuffers is not installed; one
         sentence.
     """
     try:
@@ -141,7 +141,7 @@ def read_stablehlo(path: Path) -> Read:
         (images,), (logits,) = exported.in_avals, exported.out_avals
         (_, *image_shape), (_, num_classes) = images.shape, logits.shape
     except Exception as error:  # damage shows in as many ways as there are fields
-        raise ValueError(f"{path} cannot be read: {_reason(error)}.") from error
+        raise UserError(f"{path} cannot be read: {_reason(error)}.") from error
     return jax.jit(exported.call), (*image_shape, num_classes)
 
 
@@ -149,7 +149,7 @@ def read_onnx(path: Path) -> Read:
     """The graph of `export.to_onnx`, run by ONNX Runtime.
 
     Raises:
-      ValueError: it is damaged, takes or gives something else, or ONNX Runtime is not installed;
+      UserError: it is damaged, takes or gives something else, or ONNX Runtime is not installed;
         one sentence.
     """
     try:
@@ -159,7 +159,7 @@ def read_onnx(path: Path) -> Read:
         (argument,), (result,) = session.get_inputs(), session.get_outputs()
         (_, *image_shape), (_, num_classes) = argument.shape, result.shape
     except Exception as error:
-        raise ValueError(f"{path} cannot be read: {_reason(error)}.") from error
+        raise UserError(f"{path} cannot be read: {_reason(error)}.") from error
     return (
         lambda images: session.run(None, {argument.name: images})[0],
         (*image_shape, num_classes),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.decoded_cache import Example
+from dfkd_jax.errors import DataMissing, UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")  # in capitals too
 
@@ -19,17 +20,17 @@ def class_names(data_dir: str | os.PathLike | None, split: str) -> list[str]:
     """The names of the class folders of "train" or "test", sorted.
 
     Raises:
-      ValueError: no folder is given.
-      FileNotFoundError: the folder has no such split.
+      UserError: no folder is given.
+      DataMissing: the folder has no such split.
     """
     if data_dir is None:
-        raise ValueError(
+        raise UserError(
             "config.dataset.data_dir is None but config.dataset.name is 'folder'; give the folder "
             "that holds test/CLASS and train/CLASS."
         )
     folder = Path(data_dir).expanduser() / split
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise DataMissing(
             f"config.dataset.name is 'folder' but {folder} is no folder; it must hold a folder of "
             "images for each class"
             + (", unless config.teacher.checkpoint is given." if split == "train" else ".")
@@ -41,15 +42,15 @@ def find(spec: DatasetSpec, data_dir: str | os.PathLike | None) -> Path:
     """The folder itself, checked: if there is a training split, it has the classes of the test's.
 
     Raises:
-      ValueError: the classes differ.
-      FileNotFoundError: there is no test split.
+      UserError: the classes differ.
+      DataMissing: there is no test split.
     """
     names = class_names(data_dir, "test")
     folder = Path(data_dir).expanduser()
     if (folder / "train").exists():
         unmatched = set(class_names(data_dir, "train")).symmetric_difference(names)
         if unmatched:
-            raise ValueError(
+            raise UserError(
                 f"{folder}/train and {folder}/test must hold the same class folders; only one of "
                 f"them holds {', '.join(sorted(unmatched))}."
             )

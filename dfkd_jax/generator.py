@@ -6,6 +6,7 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from dfkd_jax.errors import UserError
 from dfkd_jax.layers import Conv, UpsampleConv, at_least_float32, batch_norm
 
 LEAKY_SLOPE = 0.2
@@ -25,12 +26,12 @@ def base_size(image_shape: tuple[int, int, int]) -> int:
     """Side of the feature map the latent is mapped to: H/4, or H/8 for images of 64×64 and more.
 
     Raises:
-      ValueError: the images are not square or their side is not a multiple of 4 (8 from 64 on).
+      UserError: the images are not square or their side is not a multiple of 4 (8 from 64 on).
     """
     height, width, _ = image_shape
     factor = 8 if height >= 64 else 4
     if height != width or height < 1 or height % factor:
-        raise ValueError(
+        raise UserError(
             f"The generator makes square images whose side is a multiple of 4 (of 8 from 64 on), "
             f"not {height}×{width}."
         )
@@ -79,7 +80,7 @@ class Generator(nn.Module):
             collection.
 
         Raises:
-          ValueError: `image_shape` is not one the generator can make.
+          UserError: `image_shape` is not one the generator can make.
         """
         if not update_stats and not self.is_initializing():
             # Batch norm writes its running statistics in every training call, so the call runs on a

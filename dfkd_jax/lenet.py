@@ -4,6 +4,7 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from dfkd_jax.errors import UserError
 from dfkd_jax.layers import Conv, classify, max_pool2, uniform_bias, uniform_fan_in
 
 SIZES = (32, 28)  # sides of the images
@@ -32,10 +33,10 @@ class LeNet5(nn.Module):
         """Map images (B, 32, 32, C) or (B, 28, 28, C) to logits (B, K) and features (B, D).
 
         Raises:
-          ValueError: the images have another size.
+          UserError: the images have another size.
         """
         if x.shape[1:3] not in [(size, size) for size in SIZES]:
-            raise ValueError(f"LeNet-5 takes 32×32 or 28×28 images, not {x.shape[1]}×{x.shape[2]}.")
+            raise UserError(f"LeNet-5 takes 32×32 or 28×28 images, not {x.shape[1]}×{x.shape[2]}.")
         # The original digits are 28×28 in a frame of 32×32.
         frame = 2 if x.shape[1] == 28 else 0
         first, second, third, features = self.widths

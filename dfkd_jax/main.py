@@ -12,10 +12,11 @@ from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
 from dfkd_jax.command_line import CONFIG, WORKDIR, fail
 from dfkd_jax.compilation import keep_compiled_programs
 from dfkd_jax.config import UserError
+from dfkd_jax.finite import NonFinite
 from dfkd_jax.host_memory import keep_freed_memory
 from dfkd_jax.processes import LostProcess
-from dfkd_jax.stop import Stopped
-from dfkd_jax.train import NonFiniteLoss, run
+from dfkd_jax.stop import STOPPED, Stopped
+from dfkd_jax.train import run
 
 flags.adopt_module_key_flags(command_line)  # --help shows them
 DISTRIBUTED = flags.DEFINE_enum(
@@ -31,7 +32,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, fr
 
 
 def main(arguments: Sequence[str]) -> int | None:
-    """Run what the flags ask for; the exit code."""
+    """Run what the flags ask for; the exit code, `STOPPED` of a run that was asked to stop."""
     del arguments
     if WORKDIR.value is None:
         return fail("--workdir is missing; give the folder for this run's results.", 2)
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int | None:
     keep_compiled_programs()
     try:
         processes.start(DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    except ValueError as error:
+    except UserError as error:
         return fail(str(error), 2)
     except LostProcess as error:
         return fail(str(error), 1)
@@ -49,13 +50,13 @@ def main(arguments: Sequence[str]) -> int | None:
     except Stopped as stopped:
         if processes.is_main():
             print(f"{stopped} The same command goes on from there.")
-        return None
+        return STOPPED
     except UserError as error:
-        code = fail(str(error), 1 if isinstance(error, NonFiniteLoss) else 2)
+        code = fail(str(error), 1 if isinstance(error, NonFinite) else 2)
     except (DamagedCheckpoint, SaveFailed) as error:
         code = fail(str(error), 1)
     except OSError as error:
-        code = fail(f"{error}; the epochs that were reported are saved.", 1)
+        code = fail(f"{error}; the same command goes on after the last checkpoint.", 1)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

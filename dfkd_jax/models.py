@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from dfkd_jax.classifiers import create_classifier
+from dfkd_jax.errors import UserError
 from dfkd_jax.generator import Generator
 from dfkd_jax.own_module import check_axis
 
@@ -37,19 +38,30 @@ def create_models(
       axis_name: the mapped axis over which batch statistics are averaged.
 
     Raises:
-      ValueError: a classifier is unknown, or the student's batch statistics cannot be averaged
-        over that axis.
+      UserError: a classifier cannot be made, or the student's batch statistics cannot be averaged
+        over that axis; names the field.
     """
     dtype = COMPUTE_DTYPES[config.compute_dtype]
-    common = {"axis_name": axis_name, "dtype": dtype}
-    student = create_classifier(config.student.model, num_classes, **common)
-    if axis_name is not None:
-        check_axis(student, config.student.model, image_shape)
+
+    def classifier(role: str, axis_name: str | None) -> nn.Module:
+        name = config[role].model
+        try:
+            module = create_classifier(name, num_classes, axis_name=axis_name, dtype=dtype)
+            if axis_name is not None:
+                check_axis(module, name, image_shape)
+        except UserError as error:
+            raise UserError(f"config.{role}.model: {error}") from error
+        return module
+
     return Models(
         # In evaluation mode, so it averages no statistics over devices.
-        teacher=create_classifier(config.teacher.model, num_classes, dtype=dtype),
-        student=student,
+        teacher=classifier("teacher", None),
+        student=classifier("student", axis_name),
         generator=Generator(
-            image_shape, tuple(config.generator.channels), config.generator.spectral_norm, **common
+            image_shape,
+            tuple(config.generator.channels),
+            config.generator.spectral_norm,
+            axis_name=axis_name,
+            dtype=dtype,
         ),
     )

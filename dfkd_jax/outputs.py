@@ -12,7 +12,7 @@ import jax
 import ml_collections
 from rich.console import Console
 
-from dfkd_jax import data, processes, results, samples
+from dfkd_jax import collapse, data, processes, results, samples
 from dfkd_jax.algorithm import Algorithm
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.figures import learning_curve
@@ -22,7 +22,13 @@ from dfkd_jax.resume import Run
 from dfkd_jax.state import DistillState
 
 # Of the last epoch, beside the measures of the paper.
-AGREEMENTS = ("generated_distance", "memory_agreement", "memory_distance")
+AGREEMENTS = (
+    "generated_distance",
+    "generated_class_share",
+    "generated_spread",
+    "memory_agreement",
+    "memory_distance",
+)
 
 
 class Outputs:
@@ -69,7 +75,12 @@ class Outputs:
             panels = samples.panels(algorithm, state, teacher_variables, spec)
             samples.write(panels, workdir / "samples.png")
 
-    def summary(self, student_steps: int, console: Console) -> dict[str, Any]:
+    def warnings(self, num_classes: int) -> dict[str, str]:
+        """What the epochs so far show of a collapse; see `collapse.warnings`."""
+        split = data.tested_split(self._run.config.dataset)
+        return collapse.warnings(self._run.history, num_classes, split)
+
+    def summary(self, student_steps: int, num_classes: int, console: Console) -> dict[str, Any]:
         """Write and show the summary of the finished run, whose epochs have so many steps."""
         history = self._run.history
         summary = results.summarize(history, self._teacher_accuracy, method_names(self._run.config))
@@ -77,6 +88,7 @@ class Outputs:
         times = [record["seconds"] for record in history]
         # The first epoch compiles.
         summary["seconds_per_student_step"] = statistics.median(times[1:] or times) / student_steps
+        summary["warnings"] = list(self.warnings(num_classes).values())
         summary["peak_memory_bytes"] = _peak_memory()
         if self._tensorboard:
             results.write_json(self._run.workdir / "summary.json", summary)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from dfkd_jax.errors import UserError
+
 
 def is_own(name: str) -> bool:
     """Whether `name` names a module to import, not one of `CLASSIFIERS`."""
@@ -31,30 +33,30 @@ def create_own(
       dtype: likewise; one that is not None needs the field.
 
     Raises:
-      ValueError: it cannot be imported, or does not take `num_classes`, or gives no Flax module, or
+      UserError: it cannot be imported, or does not take `num_classes`, or gives no Flax module, or
         cannot compute in `dtype`; one sentence with `name`.
     """
     path, _, attribute = name.partition(":")
     try:
         create = getattr(importlib.import_module(path), attribute)
     except Exception as error:  # the imported code may raise anything
-        raise ValueError(
+        raise UserError(
             f"{name!r} cannot be imported ({_reason(error)}); allowed is 'package.module:attribute'"
             " of a module that Python finds from here."
         ) from error
     try:
         module = create(num_classes=num_classes)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{name!r} cannot be called with num_classes={num_classes} ({_reason(error)})."
         ) from error
     if not isinstance(module, nn.Module):
-        raise ValueError(
+        raise UserError(
             f"{name!r} gives a {type(module).__name__}; allowed is a flax.linen.Module."
         )
     fields = {field.name for field in dataclasses.fields(module)}
     if dtype is not None and "dtype" not in fields:
-        raise ValueError(
+        raise UserError(
             f"{name!r} has no field dtype, so it cannot compute in {jnp.dtype(dtype).name}; "
             "allowed is config.compute_dtype 'float32'."
         )
@@ -74,7 +76,7 @@ def check_call(
       num_classes: K.
 
     Raises:
-      ValueError: it cannot be called so, does not give logits (B, K) and features (B, D), or has
+      UserError: it cannot be called so, does not give logits (B, K) and features (B, D), or has
         other variables than parameters and batch statistics; one sentence.
     """
 
@@ -87,21 +89,21 @@ def check_call(
         outputs, variables = jax.eval_shape(lambda: call(True))
         jax.eval_shape(lambda: call(False))
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{name!r} cannot be called as (x, train) with {image_shape} images ({_reason(error)})."
         ) from error
     shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(outputs)]
     logits = (2, num_classes)
     if not (isinstance(outputs, tuple) and len(shapes) == 2 and shapes[0] == logits):
-        raise ValueError(
+        raise UserError(
             f"{name!r} gives arrays of the shapes {shapes} for 2 images; allowed is a tuple of "
             f"logits {logits} and features (2, D)."
         )
     if len(shapes[1]) != 2:
-        raise ValueError(f"{name!r} gives features {shapes[1]} for 2 images; allowed is (2, D).")
+        raise UserError(f"{name!r} gives features {shapes[1]} for 2 images; allowed is (2, D).")
     others = variables.keys() - {"params", "batch_stats"}
     if others:
-        raise ValueError(
+        raise UserError(
             f"{name!r} has variables in {', '.join(sorted(others))}; allowed are params and "
             "batch_stats."
         )
@@ -111,7 +113,7 @@ def check_axis(module: nn.Module, name: str, image_shape: tuple[int, int, int]) 
     """Refuse batch statistics that would be of one device's share of the batch only.
 
     Raises:
-      ValueError: the module has batch statistics and no field `axis_name`; one sentence.
+      UserError: the module has batch statistics and no field `axis_name`; one sentence.
     """
     if hasattr(module, "axis_name"):
         return
@@ -119,7 +121,7 @@ def check_axis(module: nn.Module, name: str, image_shape: tuple[int, int, int]) 
         lambda: module.init(jax.random.key(0), jnp.zeros((2, *image_shape)), train=True)
     )
     if "batch_stats" in variables:
-        raise ValueError(
+        raise UserError(
             f"{name!r} has batch norm but no field axis_name, so its statistics would differ "
             "between devices; allowed is config.parallel.devices=1, or a module that gives its "
             "field axis_name to its flax.linen.BatchNorm."

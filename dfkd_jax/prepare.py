@@ -9,9 +9,9 @@ from typing import Any
 
 from dfkd_jax import tfds_data, tiny_imagenet
 from dfkd_jax.command_line import create_parser, fail
-from dfkd_jax.config import UserError
 from dfkd_jax.data_specs import OWN
 from dfkd_jax.data_table import SPECS
+from dfkd_jax.errors import DataMissing, UserError
 
 _NOTHING_TO_DO = {
     "digits": "digits needs no preparing: scikit-learn holds them.",
@@ -42,7 +42,7 @@ def prepare(name: str, data_dir: str | None = None) -> str:
     source = tiny_imagenet if name == "tiny_imagenet" else tfds_data
     try:
         return f"{name} is prepared already, in {source.find(SPECS[name], data_dir)}."
-    except FileNotFoundError as error:
+    except DataMissing as error:
         if source is tiny_imagenet:
             root = tfds_data.data_root(data_dir)
             raise UserError(
@@ -57,7 +57,7 @@ def prepare(name: str, data_dir: str | None = None) -> str:
         raise UserError(f"{name} could not be prepared in {builder.data_dir}: {reason}.") from error
     try:
         return f"{name} is now prepared, in {tfds_data.find(SPECS[name], data_dir)}."
-    except FileNotFoundError as error:  # tensorflow-datasets keeps what is there
+    except DataMissing as error:  # tensorflow-datasets keeps what is there
         raise UserError(
             f"{builder.data_dir} holds {name} in another file format than array_record; move it "
             "away and repeat the command, or give another --data_dir."

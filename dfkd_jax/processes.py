@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dfkd_jax.errors import UserError
+
 HEARTBEAT_SECONDS = 30  # after so long without a sign of life a process counts as dead
 START_SECONDS = 300  # how long to wait for the others at the start
 
@@ -33,7 +35,7 @@ def start(
       process_id: which of them this is, from 0.
 
     Raises:
-      ValueError: some of coordinator, num_processes and process_id is missing or impossible.
+      UserError: some of coordinator, num_processes and process_id is missing or impossible.
       LostProcess: the others did not come.
     """
     explicit = {
@@ -43,7 +45,7 @@ def start(
     }
     given = [name for name, value in explicit.items() if value is not None]
     if distributed != "auto" and given:
-        raise ValueError(
+        raise UserError(
             f"--distributed is {distributed} and --{given[0]} is given; a coordinator is named "
             "with --distributed=auto only."
         )
@@ -51,11 +53,11 @@ def start(
         return
     if given and len(given) < len(explicit):
         missing = next(name for name, value in explicit.items() if value is None)
-        raise ValueError(
+        raise UserError(
             f"--{missing} is missing; --coordinator, --num_processes and --process_id go together."
         )
     if given and not 0 <= process_id < num_processes:
-        raise ValueError(
+        raise UserError(
             f"--process_id is {process_id}; allowed are 0 to {num_processes - 1}, one for each of "
             f"the {num_processes} processes."
         )
@@ -70,7 +72,7 @@ def start(
             initialization_timeout=START_SECONDS,
         )
     except ValueError as error:  # nothing in the environment names the cluster
-        raise ValueError(
+        raise UserError(
             f"--distributed is cluster, but the environment does not describe one ({error}); "
             "start under a TPU pod, SLURM, Open MPI or Kubernetes, or give --coordinator."
         ) from error

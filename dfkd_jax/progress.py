@@ -30,6 +30,7 @@ STUDENT_FIELDS = {
 }
 WITHOUT_DATA = {
     "generated_agreement": "agreement {:.2f} %",
+    "generated_class_share": "one class {:.0f} %",
     "generated_distance": "distance {:.3f}",
 }
 TEACHER_FIELDS = {"teacher_accuracy": "accuracy {:.2f} %", "loss": "loss {:.3f}"}
@@ -158,6 +159,8 @@ def summary_table(
     if summary.get("teacher_accuracy") is None and summary.get("final_agreement") is not None:
         name, subject, teacher = "agreement", "agreement", "no data to test on"
         more = {
+            # Images of one class are easy to agree on.
+            "in one class, final": _show("{:.2f} %", summary.get("final_generated_class_share")),
             "distance, final": _show("{:.3f}", summary.get("final_generated_distance")),
             "in memory, final": f"{_show('{:.2f} %', summary.get('final_memory_agreement'))}, "
             f"distance {_show('{:.3f}', summary.get('final_memory_distance'))}",
@@ -179,6 +182,8 @@ def summary_table(
         if value:
             table.add_row(Text(name, style="dim"), Text(value))
     console.print(table)
+    for sentence in summary.get("warnings", ()):
+        console.print(f"Warning: {sentence}", soft_wrap=True, markup=False, highlight=False)
     if folder is not None:
         # Outside the table, whose cells would break a long path into lines.
         console.print(f"files in {folder}", soft_wrap=True, markup=False, highlight=False)

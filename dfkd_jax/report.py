@@ -87,6 +87,11 @@ def write(
     quality = run_folders.quality(groups)
     if quality == "agreement":
         notes.insert(0, NO_DATA)
+    notes += [
+        f"{run.label}, seed {run.seed}: {sentence}"
+        for run in runs
+        for sentence in run.summary.get("warnings", ())
+    ]
     shown = comparison_tables.measures(quality, run_folders.tested_split(groups))
     aggregates = comparison_tables.aggregate(groups, baseline, shown)
     tables = [

@@ -19,12 +19,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dfkd_jax.errors import UserError
+
 Record = Mapping[str, Any]
 
 ACCURACY = "student_accuracy"  # the key of the student's top-1 accuracy, percent
 # The key of what stands in for it without data: on how many generated images student and teacher
 # name the same class, percent.
 AGREEMENT = "generated_agreement"
+# Without which that says little: percent of these images that the teacher puts into one class.
+CLASS_SHARE = "generated_class_share"
 
 
 class CannotWrite(OSError):
@@ -288,12 +292,12 @@ def read_json(path: str | os.PathLike) -> Any:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not JSON; names the file.
+      UserError: it is not JSON; names the file.
     """
     try:
         return json.loads(Path(path).read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}.") from error
+        raise UserError(f"{path} is not a JSON file: {error}.") from error
 
 
 class TensorBoard:

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 from rich.console import Console
 
 from dfkd_jax import checkpoint, results
 from dfkd_jax import config as config_lib
 from dfkd_jax.config import UserError
-from dfkd_jax.student import keep_teacher_card
+from dfkd_jax.epoch import finite_parts
+from dfkd_jax.finite import NonFinite
+from dfkd_jax.student import is_teacher_of, keep_teacher_card
 
 
 class Run(NamedTuple):
@@ -31,20 +35,57 @@ def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: it is another one, or the folder cannot be used.
     """
-    path, current = workdir / "config.json", config_lib.to_dict(config)
+    path = workdir / "config.json"
+    found = []
     try:
         if path.exists():
-            found = config_lib.differences(results.read_json(path), current)
-            if found:
-                raise UserError(
-                    f"{workdir} holds a run of another configuration; "
-                    f"the differing fields are {'; '.join(found)}."
-                )
+            found = other_fields(workdir, config)
         else:
-            results.write_json(path, current)
-        keep_teacher_card(workdir, config)
-    except (OSError, ValueError) as error:
+            results.write_json(path, config_lib.to_dict(config))
+        if not found:
+            keep_teacher_card(workdir, config)
+    except (OSError, UserError) as error:
         raise UserError(f"--workdir {workdir} cannot be used: {error}") from error
+    if found:
+        raise UserError(another_run(workdir, found))
+
+
+def other_fields(workdir: Path, config: ml_collections.ConfigDict) -> list[str]:
+    """In what the run in a folder differs from `config`, as `config.differences` says it.
+
+    Paths are compared by what they lead to: the teacher by its content, the student to start from
+    by its folder.
+
+    Raises:
+      OSError, UserError: `config.json` or a card cannot be read.
+    """
+    stored, current = results.read_json(workdir / "config.json"), config_lib.to_dict(config)
+
+    def checkpoints(network: str) -> list[str | None]:
+        return [c.get(network, {}).get("checkpoint") for c in (stored, current)]
+
+    before, now = checkpoints("teacher")
+    same = is_teacher_of(workdir, before, now)
+    if same:
+        current["teacher"]["checkpoint"] = before
+    started, starts = checkpoints("student")
+    if started and starts and Path(started).resolve() == Path(starts).resolve():
+        current["student"]["checkpoint"] = started
+    found = config_lib.differences(stored, current)
+    return found if same or before != now else [*found, "the content of teacher.checkpoint"]
+
+
+def another_run(workdir: Path, found: Sequence[str]) -> str:
+    """The sentence for a folder whose run differs in the fields found."""
+    sentence = f"{workdir} holds a run of another configuration; the differing fields are "
+    sentence += "; ".join(found)
+    if any(field.startswith("epochs: ") for field in found):
+        sentence += (
+            "; the learning rate follows config.epochs, so a run cannot be made longer or shorter: "
+            f"give a new --workdir, and --config.student.checkpoint={workdir} to start from this "
+            "student"
+        )
+    return sentence + "."
 
 
 def resume(
@@ -60,6 +101,10 @@ def resume(
       workdirs: their folders.
       init: seed ↦ the state before the first epoch.
       console: where damaged checkpoints are reported.
+
+    Raises:
+      DamagedCheckpoint: see `checkpoint.restore_latest`.
+      NonFinite: an earlier version of this program saved parameters that are no finite numbers.
     """
     fresh = [init(config.seed) for config in configs]
     managers = [checkpoint.open_checkpoints(workdir / "checkpoints") for workdir in workdirs]
@@ -75,6 +120,14 @@ def resume(
         if min(epochs) == max(epochs):
             break
         common = min(epochs)  # one of them was damaged
+    sound = jax.jit(lambda state: jnp.stack(list(finite_parts(state).values())))
+    for manager, one in zip(managers, found, strict=True):
+        if one is not None and not np.all(sound(one[0])):
+            raise NonFinite(
+                f"The checkpoint of epoch {len(one[1])} in {manager.directory} holds parameters "
+                "that are no finite numbers, as training diverged; remove that folder to start "
+                "this run anew."
+            )
     restored = [(s, []) if one is None else one for s, one in zip(fresh, found, strict=True)]
     runs = [
         Run(config, workdir, manager, history)

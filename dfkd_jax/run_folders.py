@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from dfkd_jax import config as config_lib
 from dfkd_jax import data, results
 from dfkd_jax.config import FREE_FIELDS, UserError
 from dfkd_jax.meta import VARIANTS
 from dfkd_jax.methods import METHODS
 from dfkd_jax.objectives import OBJECTIVES
+from dfkd_jax.resume import another_run, other_fields
+from dfkd_jax.student import TEACHER_COPY
 
 FAILURE = "failure.json"  # in the folder of a run that ended with an error
 SCHEMES = {"memory_bank": "memory bank", "generative": "generative replay", "none": "no replay"}
@@ -109,7 +110,7 @@ def find(directories: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]
     }
     try:
         read = [_read(folder) for folder in folders]
-    except (KeyError, OSError, ValueError) as error:
+    except (KeyError, OSError, UserError) as error:
         raise UserError(f"A run cannot be read: {error}") from error
     runs = [run for run in read if isinstance(run, Run)]
     notes = [note for note in read if isinstance(note, str)]
@@ -134,14 +135,11 @@ def is_finished(config: ml_collections.ConfigDict, folder: Path) -> bool:
     try:
         if not path.exists():
             return False
-        found = config_lib.differences(results.read_json(path), config_lib.to_dict(config))
-    except (OSError, ValueError) as error:
+        found = other_fields(folder, config)
+    except (OSError, UserError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if found:
-        raise UserError(
-            f"{folder} holds a run of another configuration; "
-            f"the differing fields are {'; '.join(found)}."
-        )
+        raise UserError(another_run(folder, found))
     return (folder / "summary.json").exists()
 
 
@@ -273,9 +271,15 @@ def _told_apart_by_teacher(runs: list[Run]) -> list[Run]:
     def folder(run: Run) -> str | None:
         return run.config.get("teacher", {}).get("checkpoint")
 
+    def content(run: Run) -> str | None:
+        """The same for one teacher in two places, if the run has kept what its weights are."""
+        copy = run.folder / TEACHER_COPY
+        kept = results.read_json(copy) if copy.is_file() else {}
+        return kept.get("digest") or folder(run)
+
     teachers: dict[tuple[str, int], set[str | None]] = {}
     for run in runs:
-        teachers.setdefault((run.label, run.seed), set()).add(folder(run))
+        teachers.setdefault((run.label, run.seed), set()).add(content(run))
     several = {label for (label, _), folders in teachers.items() if len(folders) > 1}
     return [
         run._replace(label=f"{run.label} teacher.checkpoint={folder(run)}")

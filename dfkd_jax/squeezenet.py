@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from dfkd_jax.errors import UserError
 from dfkd_jax.layers import (
     Conv,
     at_least_float32,
@@ -80,10 +81,10 @@ class SqueezeNet(nn.Module):
         The features are means over pixels of what enters the last convolution.
 
         Raises:
-          ValueError: the images are too small for the poolings.
+          UserError: the images are too small for the poolings.
         """
         if min(x.shape[1:3]) < 17:
-            raise ValueError(
+            raise UserError(
                 f"SqueezeNet takes images of 17×17 or more, not {x.shape[1]}×{x.shape[2]}."
             )
         x = Conv(

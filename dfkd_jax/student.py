@@ -1,7 +1,7 @@
 """The student of a run's folder, finished or not, and what is known of it."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from dfkd_jax import checkpoint, data, data_specs, results, teacher
 from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.config import UserError
+from dfkd_jax.data_table import DatasetSpec
+from dfkd_jax.errors import UserError
+from dfkd_jax.finite import check_variables
 
 TEACHER_COPY = "given_teacher.json"
 
@@ -31,38 +32,21 @@ def load_student(folder: Path) -> Student:
     """The student of the newest whole checkpoint of a run.
 
     Its card holds `model`, `num_classes`, `image_shape` (H, W, C), `mean` and `std` of the images
-    in [0, 1], `dataset`, `method`, `seed`, `epoch`, `accuracy` and `agreement` with the teacher
-    after that epoch (percent, None if not measured), `teacher` (its model, accuracy and source) and
-    the versions of `dfkd_jax`, `jax` and `flax`.
+    in [0, 1], `dataset`, `method`, `seed`, `epoch`, `accuracy`, `agreement` with the teacher and
+    the `class_share` of its images after that epoch (percent, None if not measured), `teacher` (its
+    model, accuracy and source) and the versions of `dfkd_jax`, `jax` and `flax`.
 
     Raises:
       UserError: it is no run's folder, it has no whole checkpoint, nothing tells its teacher, or
-        its training diverged.
+        its parameters are no finite numbers.
       DamagedCheckpoint: the checkpoint is not that of such a student.
-      ValueError: a file in it is damaged.
+      UserError: a file in it is damaged.
     """
     config = read_config(folder)
     teacher_card, _ = teacher_of(folder, config)
-    # A converted one need not say how images are normalised; the run's configuration does.
-    known = teacher_card.get("mean") is not None
-    spec = None if known else data_specs.spec(config, teacher_card)
-    facts = {
-        field: teacher_card[field] if known else getattr(spec, field)
-        for field in ("num_classes", "image_shape", "mean", "std")
-    }
+    facts = _facts(config, teacher_card)
     module = create_classifier(config.student.model, facts["num_classes"])
-    images = jnp.zeros((2, *facts["image_shape"]))
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
-    read = checkpoint.read_newest(folder / "checkpoints", {"student": dict(shapes)})
-    if read is None:
-        raise UserError(f"{folder} has no whole checkpoint; one epoch must be finished.")
-    variables, history = read[0]["student"], read[1]
-    wrong = first_non_finite(variables)
-    if wrong is not None:
-        raise UserError(
-            f"The student in {folder} has NaN or infinite numbers in {wrong} after epoch "
-            f"{len(history)}: its training diverged, so there is nothing to use."
-        )
+    variables, history = _newest(folder, module, facts["image_shape"])
     last = history[-1] if history else {}
     card = {
         **facts,
@@ -73,18 +57,90 @@ def load_student(folder: Path) -> Student:
         "epoch": len(history),
         "accuracy": last.get(results.ACCURACY),
         "agreement": last.get(results.AGREEMENT),
+        "class_share": last.get(results.CLASS_SHARE),
         "teacher": {f: teacher_card.get(f) for f in ("model", "accuracy", "source")},
         **{name: importlib.metadata.version(name) for name in ("dfkd_jax", "jax", "flax")},
     }
     return Student(module, variables, results.plain(card))
 
 
-def first_non_finite(variables: dict[str, Any]) -> str | None:
-    """The name, joined by ".", of the first array with NaN or ±∞; None if all are finite."""
-    for name, array in flatten_dict(variables, sep=".").items():
-        if not np.isfinite(array).all():
-            return name
-    return None
+def _facts(config: ml_collections.ConfigDict, teacher_card: dict[str, Any]) -> dict[str, Any]:
+    """What images and classes a run of this configuration and teacher has."""
+    # A converted teacher need not say how images are normalised; the run's configuration does.
+    known = teacher_card.get("mean") is not None
+    spec = None if known else data_specs.spec(config, teacher_card)
+    return {
+        field: teacher_card[field] if known else getattr(spec, field)
+        for field in ("num_classes", "image_shape", "mean", "std")
+    }
+
+
+def _newest(
+    folder: Path, module: nn.Module, image_shape: Sequence[int]
+) -> tuple[dict[str, Any], checkpoint.History]:
+    """The student's variables in the newest whole checkpoint of a run, and its history."""
+    images = jnp.zeros((2, *image_shape))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
+    read = checkpoint.read_newest(folder / "checkpoints", {"student": dict(shapes)})
+    if read is None:
+        raise UserError(f"{folder} has no whole checkpoint; one epoch must be finished.")
+    variables, history = read[0]["student"], read[1]
+    check_variables(variables, f"The student in {folder}")
+    return variables, history
+
+
+def check_start(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
+    """Refuse a `config.student.checkpoint` that is not of such a student; reads no weights.
+
+    Raises:
+      UserError: it is neither the folder of a run nor of a teacher, or its network, its images or
+        its classes are others; one sentence.
+    """
+    directory = config.student.get("checkpoint")
+    if directory is None:
+        return
+    folder = Path(directory)
+    try:
+        if teacher.is_teacher(folder):
+            found = data_specs.card_in(folder)
+        else:
+            run = read_config(folder)
+            found = _facts(run, teacher_of(folder, run)[0]) | {"model": run.student.model}
+            if not any(p.name.isdigit() for p in (folder / "checkpoints").glob("*")):
+                raise UserError(f"{folder} has no checkpoint; one epoch must be finished.")
+    except UserError as error:
+        raise UserError(f"config.student.checkpoint is {directory!r}: {error}") from error
+    wanted = {
+        "model": config.student.model,
+        "num_classes": spec.num_classes,
+        "image_shape": list(spec.image_shape),
+    }
+    for field, value in results.plain(wanted).items():
+        if results.plain(found.get(field)) != value:
+            raise UserError(
+                f"config.student.checkpoint is {directory!r}, a student with {field} "
+                f"{results.plain(found.get(field))!r}; this run needs {value!r}."
+            )
+
+
+def load_start(directory: str, module: nn.Module, image_shape: Sequence[int]) -> dict[str, Any]:
+    """The variables that a run with this `config.student.checkpoint` starts from.
+
+    Args:
+      directory: of a run, whose newest whole checkpoint counts, or of a teacher.
+      module: the student.
+      image_shape: (H, W, C).
+
+    Raises:
+      UserError: its arrays are those of another network, or no finite numbers; one sentence.
+    """
+    folder = Path(directory)
+    try:
+        if teacher.is_teacher(folder):
+            return teacher.load_teacher(folder, module, tuple(image_shape))
+        return _newest(folder, module, image_shape)[0]
+    except (UserError, checkpoint.DamagedCheckpoint) as error:
+        raise UserError(f"config.student.checkpoint is {directory!r}: {error}") from error
 
 
 def logits_of(student: Student) -> Callable[[jax.Array], jax.Array]:
@@ -107,7 +163,7 @@ def read_config(folder: Path) -> ml_collections.ConfigDict:
 
     Raises:
       UserError: it is no run's folder.
-      ValueError: the file is damaged.
+      UserError: the file is damaged.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -121,10 +177,52 @@ def keep_teacher_card(folder: Path, config: ml_collections.ConfigDict) -> None:
     So the student stays readable when the teacher is moved, or when its relative path is read from
     another folder. A teacher that the run trains lies in the run's folder anyway.
     """
-    card = data_specs.teacher_card(config)
+    card, copy = data_specs.teacher_card(config), folder / TEACHER_COPY
     if card:
+        kept = results.read_json(copy) if copy.is_file() else {}
         where = Path(config.teacher.checkpoint).absolute()
-        results.write_json(folder / TEACHER_COPY, {"card": card, "folder": where})
+        results.write_json(copy, {**kept, "card": card, "folder": where})
+
+
+def is_teacher_of(folder: Path, stored: str | None, given: str | None) -> bool:
+    """Whether a run in `folder` that began with one teacher may go on with another path.
+
+    A teacher is what its card and its weights say, wherever it lies. Weights are not read here but
+    by their digest in the card; `check_teacher` looks at them when they are loaded.
+
+    Args:
+      folder: of the run.
+      stored: `config.teacher.checkpoint` that the run began with; None for one of its own.
+      given: the one to go on with.
+    """
+    copy, card = folder / TEACHER_COPY, {} if given is None else data_specs.card_in(given)
+    if stored is None or not card or not copy.is_file():
+        places = [Path(path or folder / "teacher").resolve() for path in (stored, given)]
+        return places[0] == places[1]
+    kept = results.read_json(copy)["card"]
+    if kept.get("digest") and card.get("digest"):
+        fields = ("digest", "model", "num_classes", "image_shape", "mean", "std")
+        return all(kept.get(field) == card.get(field) for field in fields)
+    # One of them was written by an earlier version.
+    return {**kept, "digest": None} == {**card, "digest": None}
+
+
+def check_teacher(folder: Path, variables: dict[str, Any]) -> None:
+    """Keep the digest of the given teacher's weights, or compare with the one that is there.
+
+    Raises:
+      UserError: they are others than those the run in `folder` began with.
+    """
+    copy = folder / TEACHER_COPY
+    if not copy.is_file():  # a teacher of the run's own
+        return
+    kept, found = results.read_json(copy), teacher.digest(variables)
+    if kept.setdefault("digest", found) != found:
+        raise UserError(
+            f"{folder} holds a run with another teacher: the weights in {kept['folder']} are not "
+            "those that it began with; allowed is the same teacher, wherever it lies."
+        )
+    results.write_json(copy, kept)
 
 
 def teacher_of(
@@ -134,7 +232,7 @@ def teacher_of(
 
     Raises:
       UserError: neither the teacher nor a copy of its card is there.
-      ValueError: a card is damaged.
+      UserError: a card is damaged.
     """
     directory, copy = Path(config.teacher.checkpoint or folder / "teacher"), folder / TEACHER_COPY
     if copy.is_file():

@@ -3,6 +3,7 @@
 Training one is the only use that a run makes of real training data.
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -14,8 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
-from flax import struct
+from flax import struct, traverse_util
 from rich.console import Console
 
 from dfkd_jax import checkpoint, processes, results
@@ -24,7 +26,9 @@ from dfkd_jax.data import Split, normalize
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.devices import WHOLE, Devices
 from dfkd_jax.draw import stream
+from dfkd_jax.errors import UserError
 from dfkd_jax.evaluate import Accuracy
+from dfkd_jax.finite import NonFinite, all_finite, check_variables
 from dfkd_jax.progress import TEACHER_FIELDS, Progress
 from dfkd_jax.stop import Stopped
 
@@ -55,6 +59,19 @@ class Training(NamedTuple):
     steps_per_epoch: int
 
 
+def digest(variables: Variables) -> str:
+    """What these weights are, wherever they lie: 64 hexadecimal digits.
+
+    SHA-256 over the names of the arrays in their order, their types, shapes and bytes.
+    """
+    found = hashlib.sha256()
+    flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, variables), sep="/")
+    for name, array in sorted(flat.items()):
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
 def is_teacher(directory: str | os.PathLike) -> bool:
     """Whether a finished teacher lies in `directory`; its card is written last."""
     return (Path(directory) / CARD).is_file()
@@ -69,7 +86,7 @@ def load_teacher(
     """The teacher's variables, a copy on each device.
 
     Raises:
-      ValueError: the weights are not those of `model`; one sentence.
+      UserError: the weights are not those of `model`, or no finite numbers; one sentence.
     """
     abstract = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((2, *image_shape)), train=False)
@@ -79,21 +96,28 @@ def load_teacher(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract
     )
     try:
-        return checkpoint.load_variables(Path(directory) / WEIGHTS, abstract)
+        variables = checkpoint.load_variables(Path(directory) / WEIGHTS, abstract)
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise ValueError(
+        raise UserError(
             f"The teacher in {directory} cannot be read as config.teacher.model: {reason}"
         ) from error
+    check_variables(variables, f"The teacher in {directory}")
+    return variables
 
 
 def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[str, Any]) -> None:
-    """Write the weights, then the card that marks them complete."""
+    """Write the weights, then the card that marks them complete, with their digest.
+
+    Raises:
+      NonFinite: some are no finite numbers; nothing is written.
+    """
+    check_variables(variables, "The teacher")
     # A network without batch norm has no such collection when it is loaded.
     variables = {name: collection for name, collection in variables.items() if collection}
     checkpoint.save_variables(Path(directory) / WEIGHTS, variables)
     if processes.is_main():
-        results.write_json(Path(directory) / CARD, card)
+        results.write_json(Path(directory) / CARD, {**card, "digest": digest(variables)})
     processes.any_of(False)  # nobody looks for the card before it is there
 
 
@@ -217,7 +241,11 @@ def train_teacher(
     Returns:
       The variables and a record of the training (`accuracy` in percent, `seconds`, `epochs`), or
       None if it was asked to stop; the epochs so far are saved then.
+
+    Raises:
+      NonFinite: training diverged; nothing of that epoch is saved.
     """
+    finite = jax.jit(lambda state: all_finite((state.loss, state.params, state.batch_stats)))
     training = create_training(config, model, train, spec, devices)
     state, history = training.init(config.seed), []
     manager = checkpoint.open_checkpoints(directory / "checkpoints")
@@ -229,10 +257,19 @@ def train_teacher(
         started = time.perf_counter()
         state = training.epoch(state)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
+        loss, correct, sound = jax.device_get(
+            (state.loss, accuracy.correct(variables), finite(state))
+        )
+        if not sound:
+            raise NonFinite(
+                f"The training of the teacher diverged in epoch {epoch}: its loss or a parameter "
+                f"is no finite number; config.teacher.learning_rate is {config.learning_rate}, "
+                "and a lower one may help."
+            )
         record = {
             "epoch": epoch,
-            "loss": float(state.loss) / training.steps_per_epoch,
-            "teacher_accuracy": accuracy(variables),
+            "loss": float(loss) / training.steps_per_epoch,
+            "teacher_accuracy": accuracy.percent(correct),
             "seconds": time.perf_counter() - started,
         }
         history = [*history, record]
@@ -267,7 +304,7 @@ def obtain_teacher(
     """Load the teacher from its checkpoint, or train and save it in `workdir`/teacher.
 
     Raises:
-      ValueError: see `load_teacher`.
+      UserError: see `load_teacher` and `train_teacher`.
       Stopped: asked to stop while training; the epochs so far are saved.
     """
     devices = devices or Devices.first()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.decoded_cache import Example
+from dfkd_jax.errors import DataMissing
 
 
 def data_root(data_dir: str | os.PathLike | None) -> Path:
@@ -19,14 +20,14 @@ def find(spec: DatasetSpec, data_dir: str | os.PathLike | None) -> Path:
     """The folder of the newest version of which both splits are whole.
 
     Raises:
-      FileNotFoundError: there is none; says how to prepare it.
+      DataMissing: there is none; says how to prepare it.
     """
     root = data_root(data_dir)
     folder = root / spec.tfds_name
     versions = [path for path in folder.glob("*.*.*") if _is_prepared(path)]
     if versions:
         return max(versions, key=lambda path: _version(path.name))
-    raise FileNotFoundError(
+    raise DataMissing(
         f"config.dataset.name is {spec.name!r} but {folder} holds no version of it in array_record "
         f"format: prepare it once with `python -m dfkd_jax.prepare --dataset={spec.name} "
         f"--data_dir={root}`."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.decoded_cache import Example
+from dfkd_jax.errors import DataMissing
 from dfkd_jax.tfds_data import data_root
 
 ARCHIVE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -17,13 +18,13 @@ def find(spec: DatasetSpec, data_dir: str | os.PathLike | None) -> Path:
     """The folder `tiny-imagenet-200`.
 
     Raises:
-      FileNotFoundError: it is not there, or not whole; says what to unpack where.
+      DataMissing: it is not there, or not whole; says what to unpack where.
     """
     root = data_root(data_dir)
     folder = root / FOLDER
     if all((folder / part).exists() for part in PARTS):
         return folder
-    raise FileNotFoundError(
+    raise DataMissing(
         f"config.dataset.name is {spec.name!r} but {folder} does not hold it: "
         f"unpack {ARCHIVE} in {root}."
     )

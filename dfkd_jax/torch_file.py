@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from dfkd_jax.errors import UserError
+
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts put the state dict."""
 
@@ -37,7 +39,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
       Arrays in PyTorch's layout; of torch.save, floating-point ones as float32.
 
     Raises:
-      ValueError: the file cannot be read, is damaged, holds something else, or needs a package that
+      UserError: the file cannot be read, is damaged, holds something else, or needs a package that
         is not installed; one sentence that names it.
     """
     path = Path(path)
@@ -51,7 +53,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         else:
             content = _read_torch(path, start, size)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     return _arrays(_without_prefixes(_unwrap(content, path)), path, size)
 
 
@@ -67,14 +69,14 @@ def _read_safetensors(path: Path, start: bytes, size: int) -> Mapping[str, Any]:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise ValueError(_missing(path, "safetensors")) from error
+        raise UserError(_missing(path, "safetensors")) from error
     if len(start) < 8 or 8 + struct.unpack("<Q", start[:8])[0] > size:
-        raise ValueError(f"{path} is damaged or no safetensors file: its header goes past its end.")
+        raise UserError(f"{path} is damaged or no safetensors file: its header goes past its end.")
     try:
         return load_file(path)
     except (SafetensorError, AttributeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or no safetensors file: {reason}.") from error
+        raise UserError(f"{path} is damaged or no safetensors file: {reason}.") from error
 
 
 def _read_torch(path: Path, start: bytes, size: int) -> Any:
@@ -83,7 +85,7 @@ def _read_torch(path: Path, start: bytes, size: int) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ValueError(_missing(path, "PyTorch")) from error
+        raise UserError(_missing(path, "PyTorch")) from error
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:  # it judges paths by their end
             warnings.simplefilter("ignore")  # on formats that are old but read
@@ -91,14 +93,14 @@ def _read_torch(path: Path, start: bytes, size: int) -> Any:
     except Exception as error:  # damage shows in as many ways as there are readers
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
-            raise ValueError(
+            raise UserError(
                 f"{path} holds a pickled {refused[1][:100]} (a whole module, or something beside "
                 "the weights) and is not opened, as unpickling can run any code; where that class "
                 f"is defined, run {EXPORT}, or with a file that you trust and that has the weights "
                 f"under 'state_dict', torch.save(torch.load({path.name!r}, weights_only=False)"
                 "['state_dict'], 'weights.pt'), and convert the new file."
             ) from error
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged or no PyTorch checkpoint ({type(error).__name__}); allowed are "
             f"a .safetensors file and what {EXPORT} writes."
         ) from error
@@ -111,7 +113,7 @@ def _check_unzipped(path: Path) -> None:
     if named and (folder / "data.pkl").is_file() and (folder / "data").is_dir():
         folder = folder.resolve()
         parent, name = shlex.quote(str(folder.parent)), shlex.quote(folder.name)
-        raise ValueError(
+        raise UserError(
             f"{path} is an unzipped archive of torch.save, or part of one; zip it again without "
             f"compression, cd {parent} && zip -0 -r zipped.pt {name}, and convert zipped.pt."
         )
@@ -125,13 +127,13 @@ def _check_zip(path: Path, size: int) -> None:
     """
     entries = _ask_zip(path, zipfile.ZipFile.infolist)
     if any(Path(entry.filename).name == "constants.pkl" for entry in entries):
-        raise ValueError(
+        raise UserError(
             f"{path} is a TorchScript program and no state dict; run "
             f"model = torch.jit.load({path.name!r}), then {EXPORT}, and convert the new file."
         )
     declared = sum(entry.file_size for entry in entries)
     if declared > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError(
+        raise UserError(
             f"{path} is no archive of torch.save: it has {size:,} bytes and declares {declared:,} "
             "bytes of contents, which must be stored without compression."
         )
@@ -139,7 +141,7 @@ def _check_zip(path: Path, size: int) -> None:
     if any(entry.CRC for entry in entries):
         damaged = _ask_zip(path, zipfile.ZipFile.testzip)
         if damaged is not None:
-            raise ValueError(f"{path} is damaged: {damaged[:100]!r} in it has another checksum.")
+            raise UserError(f"{path} is damaged: {damaged[:100]!r} in it has another checksum.")
 
 
 def _ask_zip(path: Path, question: Callable[[zipfile.ZipFile], Any]) -> Any:
@@ -147,7 +149,7 @@ def _ask_zip(path: Path, question: Callable[[zipfile.ZipFile], Any]) -> Any:
         with zipfile.ZipFile(path) as archive:
             return question(archive)
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: its archive cannot be read.") from error
+        raise UserError(f"{path} is damaged: its archive cannot be read.") from error
 
 
 def _missing(path: Path, package: str) -> str:
@@ -168,7 +170,7 @@ def _unwrap(content: Any, path: Path) -> Mapping[str, Any]:
         what = f"a dictionary with no tensor at {', '.join(keys[:5])}" if keys else "empty"
     else:
         what = f"a {type(content).__name__}"
-    raise ValueError(
+    raise UserError(
         f"{path} is no state dict but {what}; allowed is a dictionary of tensors, alone or under "
         f"one of the keys {', '.join(WRAPPERS)}."
     )
@@ -192,12 +194,12 @@ def _arrays(state_dict: Mapping[str, Any], path: Path, size: int) -> dict[str, n
     # A tensor may repeat one stored number (stride 0), so its size is only what it claims.
     numbers = sum(int(np.prod(array.shape, dtype=float)) for array in state_dict.values())
     if numbers > size:
-        raise ValueError(f"{path} declares {numbers:,} numbers but has only {size:,} bytes.")
+        raise UserError(f"{path} declares {numbers:,} numbers but has only {size:,} bytes.")
     try:
         return {name: _array(array) for name, array in state_dict.items()}
     except (TypeError, RuntimeError) as error:  # sparse, quantised, without data
         reason = str(error).splitlines()[0][:200].rstrip(".")
-        raise ValueError(f"{path} holds tensors that are no plain arrays: {reason}.") from error
+        raise UserError(f"{path} holds tensors that are no plain arrays: {reason}.") from error
 
 
 def _array(tensor: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dfkd_jax.classifiers import CNN, create_classifier
+from dfkd_jax.errors import UserError
 from dfkd_jax.lenet import LeNet5
 from dfkd_jax.mobilenet import MobileNetV2
 from dfkd_jax.resnet import ResNet
@@ -44,7 +45,7 @@ class Layout(NamedTuple):
     folded: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
-class WrongWeights(ValueError):
+class WrongWeights(UserError):
     """A state dict of another network: a sentence, and all names if that has not all of them."""
 
     def __init__(self, sentence: str, listing: tuple[str, ...] = ()) -> None:
@@ -148,11 +149,11 @@ def layouts(model: str) -> tuple[Layout, ...]:
     """The PyTorch layouts of a classifier, the one to write first.
 
     Raises:
-      ValueError: no classifier has that name, or no PyTorch names are known of it.
+      UserError: no classifier has that name, or no PyTorch names are known of it.
     """
     classifier = type(create_classifier(model, 1))
     if classifier not in _LAYOUTS:
-        raise ValueError(f"the model is {model!r}, of which no PyTorch names are known.")
+        raise UserError(f"the model is {model!r}, of which no PyTorch names are known.")
     return _LAYOUTS[classifier]
 
 
@@ -174,7 +175,7 @@ def from_torch(
     Raises:
       WrongWeights: missing, unknown or misshapen arrays; one sentence with the first names of each
         kind.
-      ValueError: values that are no finite numbers, or images that the network does not take; one
+      UserError: values that are no finite numbers, or images that the network does not take; one
         sentence.
     """
     known = layouts(model)
@@ -203,9 +204,7 @@ def from_torch(
             arrays = {name: np.asarray(state_dict[name], np.float32) for name in shapes}
         wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if wrong:
-        raise ValueError(
-            f"not all values are finite floating-point numbers in {_enumerate(wrong)}."
-        )
+        raise UserError(f"not all values are finite floating-point numbers in {_enumerate(wrong)}.")
     flat = {
         leaf.path: np.ascontiguousarray(arrays[leaf.name].transpose(np.argsort(leaf.axes)))
         for leaf in leaves

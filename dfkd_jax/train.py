@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from rich.console import Console
@@ -23,17 +24,17 @@ from dfkd_jax.algorithm import Algorithm, create_algorithm
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.devices import Devices
-from dfkd_jax.evaluate import Accuracy, create_accuracy
+from dfkd_jax.evaluate import Accuracy, create_accuracy, put_batches
+from dfkd_jax.finite import NonFinite
+from dfkd_jax.folder_lock import only_user
 from dfkd_jax.outputs import Outputs
 from dfkd_jax.progress import Progress, default_console, student_fields
 from dfkd_jax.resume import claim, resume, stack, unstack
+from dfkd_jax.state import DistillState
 from dfkd_jax.stop import Stopped, stop_requests
+from dfkd_jax.student import check_teacher, load_start
 
 FIGURE_SECONDS = 120  # figures are drawn at the end, and at most so often before
-
-
-class NonFiniteLoss(UserError):
-    """A loss became infinite or NaN."""
 
 
 def run(
@@ -46,7 +47,8 @@ def run(
 
     Raises:
       UserError: the configuration cannot work, or the folder belongs to another one.
-      NonFiniteLoss: training diverged; the checkpoint of the epoch before it is kept.
+      NonFinite: training diverged, that of the student or of the teacher; nothing of it is saved,
+        and the checkpoint before it is kept.
       DamagedCheckpoint, SaveFailed: see `dfkd_jax.checkpoint`.
       Stopped: SIGTERM or Ctrl-C came; the same call goes on after the last finished epoch.
     """
@@ -85,12 +87,14 @@ def run_seeds(
         console = Console(quiet=True)
     paths = [Path(workdir).absolute() for workdir in workdirs]
     configs = []
-    for seed, path in zip(seeds, paths, strict=True):
+    for seed in seeds:
         own = ml_collections.ConfigDict(config.to_dict())
         own.seed = seed
-        processes.on_main(partial(claim, own, path), UserError)
         configs.append(own)
-    with stop_requests() as own_request:
+    with contextlib.ExitStack() as held, stop_requests() as own_request:
+        processes.on_main(partial(_hold, held, paths), UserError)
+        for own, path in zip(configs, paths, strict=True):
+            processes.on_main(partial(claim, own, path), UserError)
 
         def stop_requested() -> str | None:
             request = own_request()
@@ -101,23 +105,21 @@ def run_seeds(
             config, spec.image_shape, spec.num_classes, devices, len(seeds)
         )
         load = data.loader(config, spec)
-        try:
-            test = None if spec.name == "none" else load("test")
-            measure = partial(create_accuracy, split=test, spec=spec, devices=devices)
-            teacher_accuracy = measure(algorithm.models.teacher)
-            variables = teacher.obtain_teacher(
-                config,
-                algorithm.models.teacher,
-                spec,
-                load,
-                teacher_accuracy,
-                paths[0],
-                console,
-                stop_requested,
-                devices,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        test = put_batches(None if spec.name == "none" else load("test"), devices=devices)
+        teacher_accuracy = create_accuracy(algorithm.models.teacher, test, spec)
+        variables = teacher.obtain_teacher(
+            config,
+            algorithm.models.teacher,
+            spec,
+            load,
+            teacher_accuracy,
+            paths[0],
+            console,
+            stop_requested,
+            devices,
+        )
+        for path in paths:
+            processes.on_main(partial(check_teacher, path, variables), UserError)
         return _distil(
             configs,
             algorithm,
@@ -125,18 +127,42 @@ def run_seeds(
             spec,
             variables,
             teacher_accuracy(variables),
-            measure(algorithm.models.student),
+            create_accuracy(algorithm.models.student, test, spec),
             paths,
             console,
             stop_requested,
         )
 
 
+def _hold(held: contextlib.ExitStack, folders: Sequence[Path]) -> None:
+    """Keep other processes out of the folders for as long as `held` is open."""
+    for folder in folders:
+        held.enter_context(only_user(folder))
+
+
+def _starting(
+    config: ml_collections.ConfigDict, algorithm: Algorithm, devices: Devices, spec: DatasetSpec
+) -> Callable[[int], DistillState]:
+    """`algorithm.init`, with the student of `config.student.checkpoint` if one is given."""
+    directory = config.student.get("checkpoint")
+    if directory is None:
+        return algorithm.init
+    variables = load_start(directory, algorithm.models.student, spec.image_shape)
+
+    def init(seed: int) -> DistillState:
+        state = algorithm.init(seed)
+        own = {"params": state.student.params, "batch_stats": state.student.batch_stats}
+        given = {"batch_stats": {}, **variables}
+        given = jax.tree.map(lambda leaf, value: np.asarray(value, leaf.dtype), own, given)
+        # A copy for each seed, as an epoch consumes its state.
+        found = jax.tree.map(jnp.copy, devices.put(given))
+        return state.replace(student=state.student.replace(**found))
+
+    return init
+
+
 def _devices(config: ml_collections.ConfigDict, seeds: int) -> Devices:
-    try:
-        devices = devices_lib.choose(config)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    devices = devices_lib.choose(config)
     if seeds > 1 and devices.count > 1:
         raise UserError(
             f"config.parallel.devices gives {devices.count} devices; several seeds at once "
@@ -158,8 +184,8 @@ def _distil(
     stop_requested: Callable[[], str | None],
 ) -> list[dict[str, Any]]:
     config, count = configs[0], len(configs)
-    states, runs = resume(configs, workdirs, algorithm.init, console)
-    state, done = stack(states), len(runs[0].history)
+    states, runs = resume(configs, workdirs, _starting(config, algorithm, devices, spec), console)
+    state, saved = stack(states), len(runs[0].history)
     closing = contextlib.ExitStack()  # also when the run is stopped or diverges
     outputs = [Outputs(r, teacher_accuracy) for r in runs]
     for out in outputs:
@@ -170,6 +196,7 @@ def _distil(
         for out, s in zip(outputs, states, strict=True):
             out.figures(algorithm, devices.local(s), variables, spec)
 
+    said: set[tuple[str, int]] = set()  # of which run what was warned of, once each
     drawn = time.monotonic()
     student_steps = config.iterations_per_epoch * config.student.steps
     fields = student_fields(teacher_accuracy is not None)
@@ -177,42 +204,53 @@ def _distil(
     known = (
         "no test data" if teacher_accuracy is None else f"{split} accuracy {teacher_accuracy:.2f} %"
     )
-    with closing, Progress(config.epochs, done, "student", fields, console) as progress:
+    with closing, Progress(config.epochs, saved, "student", fields, console) as progress:
         progress.log(
             f"Distilling {config.teacher.model} ({known}) into "
             f"{config.student.model} by {config.method}"
             + (f", {count} seeds at once" if count > 1 else "")
             + (f", on {devices.count} devices" if devices.count > 1 else "")
-            + (f", after epoch {done}." if done else ".")
+            + (f", after epoch {saved}." if saved else ".")
         )
-        for epoch in range(done + 1, config.epochs + 1):
+        for epoch in range(saved + 1, config.epochs + 1):
             started = time.perf_counter()
             state, metrics = algorithm.epoch(state, teacher_variables)
-            metrics = jax.device_get(metrics)  # the one transfer of the epoch
+            jax.block_until_ready(metrics)  # which reads nothing
             seconds = (time.perf_counter() - started) / count
-            if not np.all(metrics.pop("finite")):
-                raise NonFiniteLoss(
-                    f"A loss became non-finite in epoch {epoch}; the last good checkpoint, of "
-                    f"epoch {epoch - 1}, is in {runs[0].manager.directory}."
-                )
             if epoch == 1:
                 state = algorithm.keep_early(state, teacher_variables)
             states = unstack(state, count)
+            measured = [
+                (algorithm.agreement(s, teacher_variables), student_accuracy.correct(_student(s)))
+                for s in states
+            ]
+            metrics, measured = jax.device_get((metrics, measured))  # the epoch's one transfer
+            _check_finite(metrics, epoch, saved, runs[0].manager.directory)
+            last = epoch == config.epochs
+            request = None if last else stop_requested()
+            due = last or request or epoch % config.checkpoint_every == 0
             for i, (r, out, s) in enumerate(zip(runs, outputs, states, strict=True)):
+                agreement, correct = measured[i]
                 own = {name: float(np.atleast_1d(value)[i]) for name, value in metrics.items()}
-                own |= {
-                    name: float(value)
-                    for name, value in algorithm.agreement(s, teacher_variables).items()
-                }
-                variables = {"params": s.student.params, "batch_stats": s.student.batch_stats}
-                record = _record(epoch, own, student_accuracy(variables), seconds)
+                own |= {name: float(value) for name, value in agreement.items()}
+                record = _record(epoch, own, student_accuracy.percent(correct), seconds)
                 r.history.append(record)
-                checkpoint.save(r.manager, epoch, s, r.history)
+                if due:
+                    checkpoint.save(r.manager, epoch, s, r.history)
                 out.record(record)
+            saved = epoch if due else saved
             progress.update({**record, "steps_per_second": student_steps / seconds})
-            if epoch == config.epochs:
+            for i, (r, out) in enumerate(zip(runs, outputs, strict=True)):
+                for kind, sentence in out.warnings(spec.num_classes).items():
+                    if (kind, i) not in said:
+                        said.add((kind, i))
+                        whose = f" (seed {r.config.seed})" if count > 1 else ""
+                        progress.log(f"Warning{whose}: {sentence}")
+            if last:
                 break
-            if request := stop_requested():
+            # Saving takes a while, in which a signal may come as well.
+            request = request or (stop_requested() if due else None)
+            if request:
                 raise Stopped(f"{request} came; epoch {epoch} is saved.")
             if processes.from_main(time.monotonic() - drawn > FIGURE_SECONDS):
                 draw_figures(states)
@@ -220,7 +258,35 @@ def _distil(
         draw_figures(unstack(state, count))
     for r in runs:
         r.manager.close()
-    return [out.summary(student_steps, console) for out in outputs]
+    return [out.summary(student_steps, spec.num_classes, console) for out in outputs]
+
+
+def _student(state: DistillState) -> teacher.Variables:
+    return {"params": state.student.params, "batch_stats": state.student.batch_stats}
+
+
+def _check_finite(metrics: dict[str, Any], epoch: int, saved: int, directory: Any) -> None:
+    """Take what says whether the epoch was finite out of its metrics, and end the run if not.
+
+    Args:
+      metrics: of `algorithm.epoch`; of several seeds, arrays.
+      epoch: their number.
+      saved: the newest epoch of which there is a checkpoint; 0 for none.
+      directory: of the checkpoints.
+    """
+    words = {
+        "finite": "A loss",
+        "finite_student": "A parameter of the student",
+        "finite_generator": "A parameter of the generator",
+        "finite_replay": "A value of the replay",
+    }
+    broken = [what for key, what in words.items() if not np.all(metrics.pop(key))]
+    if broken:
+        kept = f"the last good checkpoint, of epoch {saved}, is in {directory}"
+        raise NonFinite(
+            f"{broken[0]} became non-finite in epoch {epoch}; "
+            f"{kept if saved else 'no checkpoint was saved before'}."
+        )
 
 
 def _record(

@@ -12,7 +12,8 @@
 #   GRACE              when one process fails, seconds that the others get to end (10)
 #
 # SIGTERM and Ctrl-C are passed on once: the run finishes its epoch, saves and ends; the same
-# command goes on from there. The exit code is that of the first process that failed.
+# command goes on from there. The exit code is that of the first process that failed, else 75 if the
+# run was stopped.
 set -euo pipefail
 
 fail() {
@@ -100,7 +101,7 @@ done
 [[ ! $dry_run ]] || exit 0
 
 # When one has failed the others cannot go on, and may not end by themselves: they wait for it.
-status=0 deadline=
+status=0 stopped=0 deadline=
 while ((${#pids[@]})); do
   sleep 0.2 || true # a signal may end it
   alive=()
@@ -108,10 +109,14 @@ while ((${#pids[@]})); do
     if kill -0 "$pid" 2>/dev/null; then
       alive+=("$pid")
     elif wait "$pid"; then
-      : # finished, or stopped on request
+      : # finished
     else
       code=$?
-      ((status)) || status=$code
+      if ((code == 75)); then
+        stopped=$code # on request, as the others are
+      elif ((status == 0)); then
+        status=$code
+      fi
     fi
   done
   pids=("${alive[@]}")
@@ -124,4 +129,5 @@ while ((${#pids[@]})); do
     for pid in "${pids[@]}"; do kill -s KILL -- "-$pid" 2>/dev/null || true; done
   fi
 done
+((status)) || status=$stopped
 exit "$status"

@@ -210,7 +210,8 @@ while :; do
   if [[ $started ]]; then # it has ended: by itself, or because the slice is being lost
     started=''
     sleep "$POLL"
-    if [[ $outcome == "exit "[1-9]* && $(describe) == READY ]]; then
+    # 75: it was stopped on request, and is to go on.
+    if [[ $outcome == "exit "[1-9]* && $outcome != "exit 75" && $(describe) == READY ]]; then
       on all "tail -n 20 dfkd_jax/run.log" || true
       fail "${outcome#exit }" "the run failed with exit code ${outcome#exit }; above are the ends of the workers' logs."
     fi

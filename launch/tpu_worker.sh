@@ -4,7 +4,7 @@
 #   tpu_worker.sh install [SERVER:/SHARE]   mount the share at /mnt/nfs, install dfkd_jax
 #   tpu_worker.sh start FLAGS...            start the run in the background
 #   tpu_worker.sh status WORKDIR            print "run: running", "run: finished", "run: none", or
-#                                           "run: exit CODE" (0: stopped on request)
+#                                           "run: exit CODE" (75: stopped on request)
 #   tpu_worker.sh follow LINES              print the log's last LINES (+1: all), then what comes,
 #                                           until the run ends
 #

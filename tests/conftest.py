@@ -30,7 +30,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from dfkd_jax import data_specs, host_memory
+from dfkd_jax import data_specs, host_memory, teacher
+from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.devices import Devices, mapped
 from dfkd_jax.epoch import create_epoch
 from dfkd_jax.models import create_models
@@ -94,6 +95,15 @@ def build(config):
     images = jnp.zeros((2, *spec.image_shape))
     init = jax.jit(lambda key: models.teacher.init(key, images, train=False))
     return steps, state, init(jax.random.key(99))
+
+
+def untrained_teacher(directory, seed=0):
+    """The folder of a teacher of `tiny_config` that nobody has trained."""
+    model = create_classifier("cnn_half", 10)
+    variables = model.init(jax.random.key(seed), jnp.zeros((2, 8, 8, 1)), train=False)
+    card = {"model": "cnn_half", "num_classes": 10, "image_shape": [8, 8, 1]}
+    teacher.save_teacher(directory, variables, card)
+    return directory
 
 
 def epoch_of(config, steps):

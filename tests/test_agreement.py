@@ -103,6 +103,8 @@ def test_every_kind_of_replay_is_measured(kind):
         "memory_agreement",
         "memory_distance",
         "early_agreement",
+        "generated_class_share",
+        "generated_spread",
     }
     assert np.isnan(measured["memory_distance"]) == (kind == "none")
     assert np.isnan(measured["memory_agreement"]) == (kind == "none")

@@ -12,6 +12,7 @@ import pytest
 
 from dfkd_jax import results, run_folders
 from dfkd_jax.child_process import in_child
+from dfkd_jax.stop import STOPPED
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,7 @@ def test_a_child_cannot_take_its_parent_along(tmp_path, function, arguments, sto
     outcome = in_child(function, arguments, log, stop)
     assert outcome.finished == (function is print)
     assert re.search(expected, outcome.sentence), outcome
+    assert outcome.stopped == (stop is sigterm)
     assert ("heard" in log.read_text()) == (function is print)
 
 
@@ -117,7 +119,7 @@ def test_a_killed_and_a_stopped_comparison_go_on_without_repeating(environment, 
     wait_for(log.exists)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "Traceback" not in out, out
+    assert process.returncode == STOPPED and "Traceback" not in out, out
     assert "The same command goes on from there." in out and "SIGTERM came" in out
     assert not list(tmp_path.rglob(run_folders.FAILURE))
 

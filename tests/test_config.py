@@ -223,5 +223,6 @@ def test_differences_name_the_fields_and_spare_the_free_ones():
     config.loop = "scan"
     config.seed = 3
     assert differences(stored, to_dict(config)) == ["meta.inner_lr: 0.01 → 0.5", "seed: 1 → 3"]
-    free = {"loop", "dataset.data_dir", "parallel.devices", "parallel.mapping"}
+    free = {"checkpoint_every", "loop", "dataset.data_dir"}
+    free |= {"parallel.devices", "parallel.mapping"}
     assert set(config_lib.FREE_FIELDS) == free

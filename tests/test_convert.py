@@ -56,6 +56,7 @@ def test_a_converted_teacher_is_what_a_run_takes(tmp_path, capsys):
     assert run(file, "--model=cnn_half", "--dataset=digits", f"--output={output}") == 0
     card = results.read_json(output / teacher.CARD)
     assert card.pop("layout").startswith("the CNN of this project")
+    assert card.pop("digest") == teacher.digest(variables())
     assert card == {
         "model": "cnn_half",
         "num_classes": 10,

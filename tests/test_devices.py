@@ -13,7 +13,7 @@ from dfkd_jax import checkpoint, config, data, devices, results, steps, train
 from dfkd_jax.algorithm import create_algorithm
 from dfkd_jax.data_table import SPECS
 from dfkd_jax.devices import AXIS, Devices
-from dfkd_jax.evaluate import create_accuracy
+from dfkd_jax.evaluate import create_accuracy, put_batches
 from dfkd_jax.meta import meta_gradient
 from dfkd_jax.state import layout_of
 from tests.conftest import cast, same_bits, tiny_config
@@ -235,7 +235,7 @@ def test_evaluation_is_the_same_on_any_devices(monkeypatch):
     monkeypatch.setattr(Devices, "put", recorded)
     for count, share in ((1, 100), (4, 25), (8, 13)):  # 13 · 8 is the next multiple of 8
         some, shards = on(count), []
-        accuracy = create_accuracy(model, split, SPEC, batch_size=100, devices=some)
+        accuracy = create_accuracy(model, put_batches(split, 100, some), SPEC)
         assert set(shards) == {share}
         accuracies.add(accuracy(put(some, variables)))
     assert len(accuracies) == 1

@@ -108,6 +108,7 @@ while time.monotonic() < end and (behaviour == "hang" or behaviour == "wait" and
     time.sleep(0.02)
 time.sleep(0.5)  # a second signal would show
 (folder / f"received_{{id}}").write_text(" ".join(received))
+sys.exit(75 if received and behaviour == "wait" else 0)
 """
 
 
@@ -163,8 +164,21 @@ def test_local_passes_a_signal_on_once(stand_in, tmp_path, name):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     else:
         process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(20) == 75
     assert [(tmp_path / f"received_{id}").read_text() for id in "01"] == [name, name]
+
+
+def test_local_lets_the_others_stop_when_the_first_has(stand_in, tmp_path):
+    """One that has stopped is no failure: the others get no second signal, which would end them."""
+    process, records = stand_in(BEHAVIOUR_0="wait", BEHAVIOUR_1="wait", GRACE=0)
+    os.kill(records[0]["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "received_0").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(1)
+    os.kill(records[1]["pid"], signal.SIGTERM)
+    assert process.wait(20) == 75
+    assert (tmp_path / "received_1").read_text() == "SIGTERM"
 
 
 def test_local_ends_the_others_when_one_fails(stand_in):
@@ -179,8 +193,10 @@ def test_slurm_dry_run_and_its_resources():
     done = launch("slurm.sbatch", CONFIG, "--workdir=a b", DRY_RUN=1, PYTHON="/env/bin/python")
     assert done.returncode == 0, done.stderr
     *resources, step, after = done.stdout.splitlines()
-    assert shlex.split(step) == [
-        *("srun", "--kill-on-bad-exit=1", "--cpus-per-task=8"),
+    step = shlex.split(step)
+    assert step[3:5] == ["bash", "-c"] and "75" in step.pop(5)
+    assert step == [
+        *("srun", "--kill-on-bad-exit=1", "--cpus-per-task=8", "bash", "-c", "dfkd_jax"),
         *("/env/bin/python", "-m", "dfkd_jax.main", "--distributed=cluster"),
         *(CONFIG, "--workdir=a b"),
     ]
@@ -219,3 +235,25 @@ def test_slurm_requeues_what_was_stopped(tmp_path, leaves, code, state, requeued
     called = tmp_path / "called"
     assert called.exists() == requeued
     assert not requeued or called.read_text() == "requeue 77\n"
+
+
+@pytest.mark.parametrize(("ends", "code"), [(0, 0), (3, 3), (75, 0)])
+def test_slurm_takes_a_stopped_process_for_no_failure(tmp_path, ends, code):
+    """srun would end the others, which may still be saving, and the job would not be requeued."""
+    bin = tmp_path / "bin"
+    executable(bin / "srun", '#!/bin/sh\nshift 2\nexec "$@"\n')
+    executable(bin / "squeue", "#!/bin/sh\necho RUNNING\n")
+    executable(bin / "scontrol", f'#!/bin/sh\necho "$@" >"{tmp_path}/called"\n')
+    # Signalled as SLURM does, all processes of the step: the shell before it too.
+    python = executable(
+        tmp_path / "python",
+        "#!/bin/bash\n"
+        'trap "touch \\"$FOLDER/signalled\\"" TERM\n'
+        "kill -TERM $PPID $$\nsleep 0.3\nexit $ENDS\n",
+    )
+    variables = {"PATH": f"{bin}:{os.environ['PATH']}", "SLURM_JOB_ID": 77, "FOLDER": tmp_path}
+    flags = [CONFIG, f"--workdir={tmp_path / 'run'}"]
+    done = launch("slurm.sbatch", *flags, PYTHON=python, ENDS=ends, **variables)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "signalled").exists()
+    assert (tmp_path / "called").exists() == (code == 0)

@@ -72,6 +72,15 @@ def test_a_failed_run_ends_with_its_code_and_the_logs(pod):
 
 
 @pytest.mark.slow
+def test_a_stopped_run_is_started_again_and_has_not_failed(pod):
+    """As when a maintenance event sends SIGTERM and the slice stays."""
+    pod = pod(f'[[ -e $CLOUD/stopped ]] || {{ touch "$CLOUD/stopped"; exit 75; }}; {FINISH}')
+    code, out, err = pod.run()
+    assert code == 0 and "epoch 2/2" in out and "failed" not in err, err
+    assert len(pod.started()) == 4  # twice on two workers
+
+
+@pytest.mark.slow
 def test_an_interrupted_script_leaves_the_run_and_finds_it_again(pod, tmp_path):
     pod = pod(f'echo "epoch 1/2"; until [[ -e "{tmp_path}/go" ]]; do sleep 0.1; done; {FINISH}')
     process = pod.start()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dfkd_jax import processes, results
+from dfkd_jax.stop import STOPPED
 from tests.test_run import ROOT, command, without_seconds
 
 pytestmark = pytest.mark.slow
@@ -94,7 +95,7 @@ def assert_close(a, b):
     assert len(a) == len(b) == EPOCHS
     for x, y in zip(a, b, strict=True):
         for key, value in x.items():
-            percent = key.endswith(("accuracy", "agreement"))
+            percent = key.endswith(("accuracy", "agreement", "share"))
             # A cosine near 0 has the rounding of one near 1.
             bound = 2.0 if percent else 1e-2 if key == "gradient_alignment" else 1e-3
             assert y[key] == pytest.approx(value, rel=1e-2, abs=bound), key
@@ -131,7 +132,7 @@ def test_sigterm_to_one_of_them_stops_both_after_the_epoch(whole, environment, t
     wait_for_epoch(both[0], 1)
     both[1].send_signal(signal.SIGTERM)
     (code, out, error), (other_code, other_out, _) = ends(both)
-    assert (code, other_code) == (0, 0), error
+    assert (code, other_code) == (STOPPED, STOPPED), error
     assert "The same command goes on from there" in out and "epoch" not in other_out
     done = len(results.read_metrics(tmp_path / "metrics.jsonl"))
     assert 1 <= done < EPOCHS and (tmp_path / "checkpoints" / str(done)).is_dir()

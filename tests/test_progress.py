@@ -63,10 +63,11 @@ def test_nothing_is_shown_as_a_number_that_is_none(capsys, value):
 def test_without_data_agreement_and_distance_are_shown(capsys):
     with progress.Progress(4, fields=progress.student_fields(data=False)) as shown:
         measured = {"generated_agreement": 87.5, "generated_distance": 0.25}
+        measured["generated_class_share"] = 24.6
         shown.update({**RECORD, "student_accuracy": None, **measured})
     line = capsys.readouterr().out
     assert (
-        "epoch 3/4  agreement 87.50 %  distance 0.250  L_acq 0.412" in line
+        "epoch 3/4  agreement 87.50 %  one class 25 %  distance 0.250  L_acq 0.412" in line
         and "accuracy" not in line
     )
     assert progress.student_fields(data=True) == progress.STUDENT_FIELDS
@@ -125,14 +126,17 @@ def test_the_summary_without_data_names_the_agreement(capsys):
     summary = {f"{name}_agreement": value for name, value in agreement.items()}
     summary |= {"teacher_accuracy": None, "final_accuracy": None, "agreement_variance": 4.0}
     memory = {"final_memory_agreement": 99.5, "final_memory_distance": None}
-    progress.summary_table({**summary, "final_generated_distance": 0.125, **memory})
+    summary |= {"final_generated_distance": 0.125, "final_generated_class_share": 25.0}
+    progress.summary_table({**summary, **memory, "warnings": ["It has collapsed."]})
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[:7] == [
+    assert lines[-1] == "Warning: It has collapsed."
+    assert lines[:8] == [
         "teacher no data to test on",
         "agreement, final 90.00 %",
         "agreement, max 95.00 %",
         "mean over epochs μ 80.00 %",
         "variance σ² 4.00 %²",
+        "in one class, final 25.00 %",
         "distance, final 0.125",
         "in memory, final 99.50 %, distance –",
     ]

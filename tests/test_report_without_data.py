@@ -18,7 +18,9 @@ def without_data(root, method, agreements):
         record["generated_agreement"] = agreement
     results.write_metrics(folder / "metrics.jsonl", history)
     names = results.read_json(folder / "summary.json")
-    results.write_json(folder / "summary.json", results.summarize(history, None, names))
+    summary = results.summarize(history, None, names)
+    summary["final_generated_class_share"] = 25.0
+    results.write_json(folder / "summary.json", summary)
 
 
 @pytest.fixture
@@ -30,14 +32,15 @@ def runs(tmp_path):
 
 def test_the_tables_are_of_the_agreement_and_say_so(runs):
     text = report.write([runs])
-    assert rows(text, "Means")["lra-mb_exact"][1:5] == [
+    assert rows(text, "Means")["lra-mb_exact"][1:6] == [
         "75.00 ± –",
         "225.00 ± –",
         "90.00 ± –",
         "90.00 ± –",
+        "25.00 ± –",
     ]
     assert rows(text, "Paired")["lra-mb_exact"][1:] == [
-        *("+15.00", "+125.00", "+20.00", "+20.00"),
+        *("+15.00", "+125.00", "+20.00", "+20.00", "+0.00"),
         *("+0.000", "–"),
     ]
     written = (runs / "comparison.md").read_text()

@@ -129,7 +129,7 @@ def test_the_summary_holds_what_the_run_cost(tmp_path, monkeypatch, seconds, per
     def summary(memory_stats):
         device = SimpleNamespace(memory_stats=lambda: memory_stats)
         monkeypatch.setattr(jax, "local_devices", lambda: [device])
-        return outputs.summary(6, Console(quiet=True))
+        return outputs.summary(6, 10, Console(quiet=True))
 
     found = summary({"peak_bytes_in_use": 123, "bytes_in_use": 45})
     assert (found["seconds_per_student_step"], found["peak_memory_bytes"]) == (per_step, 123)

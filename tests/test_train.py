@@ -14,7 +14,7 @@ from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import SPECS
 from dfkd_jax.draw import stream
-from dfkd_jax.evaluate import create_accuracy
+from dfkd_jax.evaluate import create_accuracy, put_batches
 from dfkd_jax.resume import stack, unstack
 from dfkd_jax.train import run, run_seeds
 from tests.conftest import cast, same_bits, tiny_config
@@ -40,7 +40,9 @@ def shared_teacher(alone, **fields):
 
 def assert_close(a, b):
     for x, y in zip(*(results.read_metrics(d / "metrics.jsonl") for d in (a, b)), strict=True):
-        coarse = {key for key in x if key.endswith("_agreement")}  # percent of a few images
+        coarse = {
+            key for key in x if key.endswith(("_agreement", "_share"))
+        }  # percent of a few images
         for key in x.keys() - coarse - {"seconds", "student_accuracy"}:
             np.testing.assert_allclose(x[key], y[key], rtol=2e-2, atol=2e-3, err_msg=key)
         assert abs(x["student_accuracy"] - y["student_accuracy"]) < 1.0
@@ -152,7 +154,7 @@ def test_accuracy_counts_every_example_once():
     logits, _ = model.apply(variables, images, train=False)
     expected = 100 * np.mean(np.argmax(logits, -1) == split.labels)
     for batch_size in (7, 100, len(split.labels), 10_000):
-        accuracy = create_accuracy(model, split, spec, batch_size)
+        accuracy = create_accuracy(model, put_batches(split, batch_size), spec)
         assert accuracy(variables) == pytest.approx(expected)
 
 

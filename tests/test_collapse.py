@@ -1,0 +1,126 @@
+"""A run that has collapsed says so; the measures it is seen by."""
+
+import io
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dfkd_jax import collapse, report, results
+from dfkd_jax.agreement import class_share, spread
+from dfkd_jax.collapse import at_most_chance, warnings
+from dfkd_jax.train import run
+from tests.conftest import tiny_config
+from tests.fabricated import fabricate
+
+
+def test_the_spread_is_the_mean_distance_over_pairs():
+    images = np.random.default_rng(0).normal(3, 0.5, (7, 4, 4, 3)).astype(np.float32)
+    distances = [np.sqrt(np.mean((a - b) ** 2)) for a, b in combinations(images, 2)]
+    assert float(spread(images)) == pytest.approx(np.mean(distances), rel=1e-5)
+    assert float(spread(images[:2])) == pytest.approx(distances[0], rel=1e-5)
+    # Two independent standard normals are √2 apart.
+    wide = jax.random.normal(jax.random.key(0), (64, 16, 16, 3))
+    assert float(spread(wide)) == pytest.approx(np.sqrt(2), rel=0.02)
+
+
+def test_the_spread_of_equal_images_is_zero_however_large_they_are():
+    image = jax.random.normal(jax.random.key(1), (1, 8, 8, 1))
+    for scale in (1.0, 1e3):
+        assert float(spread(jnp.repeat(scale * image, 32, axis=0))) <= 1e-5 * scale
+    near = 1e3 + 1e-2 * jax.random.normal(jax.random.key(2), (32, 8, 8, 1))
+    assert float(spread(near)) == pytest.approx(np.sqrt(2) * 1e-2, rel=0.05)
+    assert np.isnan(spread(jnp.full((4, 8, 8, 1), jnp.nan)))
+    assert spread(jnp.ones((4, 8, 8, 1), jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_the_class_share_counts_the_commonest_class():
+    logits = jax.nn.one_hot(jnp.array([3, 1, 3, 3, 0, 2, 1, 3]), 5)
+    assert float(class_share(logits)) == 50.0
+    assert float(class_share(jax.nn.one_hot(jnp.arange(4), 4))) == 25.0  # 100 / K
+    assert float(class_share(jnp.ones((8, 3)))) == 100.0
+
+
+def test_over_devices_they_are_those_of_the_whole_batch():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    images = jax.random.normal(jax.random.key(3), (8, 4, 4, 1))
+    logits = jax.random.normal(jax.random.key(4), (8, 3))
+    np.testing.assert_allclose(
+        jax.jit(spread)(jax.device_put(images, split)), spread(images), rtol=1e-6
+    )
+    assert jax.jit(class_share)(jax.device_put(logits, split)) == class_share(logits)
+
+
+@pytest.mark.parametrize(
+    ("classes", "bound"), [(2, 52.5), (10, 14.5), (100, 1.5), (1000, 0.15), (12, 12.5)]
+)
+def test_chance_is_near_guessing_for_few_classes_and_for_many(classes, bound):
+    assert at_most_chance(classes) == pytest.approx(bound)
+
+
+def history(accuracies, shares=(30.0,) * 9):
+    return [
+        {"epoch": i + 1, "student_accuracy": a, "generated_class_share": s}
+        for i, (a, s) in enumerate(zip(accuracies, shares, strict=False))
+    ]
+
+
+def test_a_student_is_at_chance_after_three_such_epochs_in_a_row():
+    assert warnings(history([10.0, 11.0]), 10) == {}
+    assert warnings(history([10.0, 11.0, 15.0]), 10) == {}
+    assert warnings(history([10.0, 11.0, 10.5, 30.0]), 10) == {}
+    assert warnings(history([None, None, None]), 10) == {}
+    assert warnings([], 10) == {}
+    found = warnings(history([90.0, 10.0, 11.25, 9.0]), 10, "validation")
+    assert found == {
+        "student": "The student is at chance: its validation accuracy was at most 11.25 % in the "
+        "3 epochs up to epoch 4, where guessing among 10 classes gives 10.00 %."
+    }
+
+
+def test_a_generator_has_collapsed_while_its_last_images_are_of_one_class():
+    accuracies = [50.0, 60.0]
+    assert warnings(history(accuracies, [100.0, 98.9]), 10) == {}
+    assert warnings(history(accuracies, [100.0, None]), 10) == {}
+    assert warnings([{"epoch": 1}], 10) == {}  # of an earlier version
+    (sentence,) = warnings(history(accuracies, [30.0, 99.6]), 10).values()
+    assert sentence.startswith("The generator has collapsed: in epoch 2 the teacher puts 100 %")
+
+
+def test_the_report_repeats_what_a_summary_warns_of(tmp_path):
+    folder = fabricate(tmp_path, "mb-dfkd", 1, [10.0, 10.0])
+    summary = results.read_json(folder / "summary.json")
+    results.write_json(folder / "summary.json", {**summary, "warnings": ["It has collapsed."]})
+    fabricate(tmp_path, "mb-dfkd", 2, [10.0, 90.0])
+    report.write([tmp_path])
+    text = (tmp_path / "comparison.md").read_text()
+    assert text.count("It has collapsed.") == 1 and "mb-dfkd, seed 1: It has" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [10.0, 1e-3])
+def test_a_run_whose_images_are_all_alike_says_so_once(tmp_path, rate):
+    """As of public report: a generator's rate far too high, and nothing for the class balance."""
+    fields = {"generator.learning_rate": rate, "loss.information_entropy": 0.0}
+    fields |= {"batch_size": 32, "teacher.epochs": 6, "generator.latent_dim": 16, "epochs": 3}
+    fields |= {"loss.one_hot": 1.0, "loss.activation": 0.0, "iterations_per_epoch": 20}
+    if rate < 1:
+        fields["loss.information_entropy"] = 5.0
+    console = Console(file=io.StringIO(), width=100)
+    summary = run(tiny_config("mb-dfkd", **fields), tmp_path, console)
+    (*_, last) = results.read_metrics(tmp_path / "metrics.jsonl")
+    share, out = last["generated_class_share"], console.file.getvalue()
+    assert 10 <= share <= 100 and last["generated_spread"] >= 0
+    assert results.read_json(tmp_path / "summary.json")["warnings"] == summary["warnings"]
+    said = [sentence for sentence in summary["warnings"] if "generator has collapsed" in sentence]
+    assert len(said) == (rate > 1)
+    if rate > 1:
+        assert share >= collapse.SHARE
+        assert out.count("Warning: The generator has collapsed") == 2  # once, and in the summary
+        assert out.rindex("Warning: ") > out.index("student, final")
+    else:
+        assert share < 90 and "generator has collapsed" not in out
