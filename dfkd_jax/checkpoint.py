@@ -5,7 +5,9 @@ of these files, written last. Arrays are whole whatever they were split over, so
 with other devices or processes. Nothing is ever unpickled.
 """
 
+import errno
 import os
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +50,7 @@ def save(manager: ocp.CheckpointManager, epoch: int, state: Any, history: Histor
       SaveFailed: the file system refused; older checkpoints are untouched.
     """
     try:
+        _check_room(Path(manager.directory), state)
         manager.save(
             epoch,
             args=ocp.args.Composite(
@@ -201,13 +204,31 @@ def _damage(directory: Path) -> str | None:
     return f"{wrong[0]} is not what was written" if wrong else None
 
 
+def _check_room(folder: Path, tree: Any) -> None:
+    """Raise now if arrays will not fit: orbax's threads fail late, in many words.
+
+    Raises:
+      CannotWrite: see `results`.
+    """
+    if processes.is_main():
+        size = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        if shutil.disk_usage(folder).free < size:
+            raise results.CannotWrite(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
 def _directory(manager: ocp.CheckpointManager, epoch: int) -> Path:
     return Path(manager.directory) / str(epoch)
 
 
 def save_variables(directory: str | os.PathLike, variables: Any) -> None:
-    """Write a network's variables (params, batch_stats) as one orbax checkpoint."""
+    """Write a network's variables (params, batch_stats) as one orbax checkpoint.
+
+    Raises:
+      CannotWrite: they do not fit on the disk.
+    """
     _quiet()
+    Path(directory).parent.mkdir(parents=True, exist_ok=True)
+    _check_room(Path(directory).parent, variables)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(directory).absolute(), variables, force=True)
 

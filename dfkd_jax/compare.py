@@ -122,7 +122,7 @@ def combinations(
 
 
 def _with_gradients(
-    load: Callable[..., ml_collections.ConfigDict],
+    load: Callable[[str, dict[str, str]], ml_collections.ConfigDict],
     method: str,
     varied: Sequence[dict[str, str]],
     gradients: Sequence[str],
@@ -130,7 +130,7 @@ def _with_gradients(
     """Each choice of fields with each gradient; None where the method's own is the only one."""
     chosen = []
     for fields in varied:
-        config = load(method, **fields)
+        config = load(method, fields)
         single = config.objective not in WITH_INNER_STEP or config.meta.variant == "detached"
         chosen.append([None] if single else gradients)
     for gradient in dict.fromkeys(itertools.chain(*chosen)):

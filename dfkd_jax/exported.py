@@ -123,7 +123,7 @@ def _from_flax(
     wrong = [name for name in wanted if name not in arrays or arrays[name].shape != wanted[name]]
     wrong += [name for name in arrays if name not in wanted]
     if wrong:
-        raise ValueError(f"missing, unknown or of another shape are {', '.join(wrong)}")
+        raise UserError(f"missing, unknown or of another shape are {', '.join(wrong)}")
     variables = unflatten_dict(arrays, sep=".")
     check_variables(variables, "it")
     return variables

@@ -19,7 +19,7 @@ from dfkd_jax.epoch import create_epoch
 from dfkd_jax.models import create_models
 from dfkd_jax.replay import create_replay
 from dfkd_jax.state import layout_of
-from dfkd_jax.steps import create_steps
+from dfkd_jax.steps import Step, create_steps
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 PRODUCT_SIDE = 2048  # of the matrices whose product measures the machine
@@ -59,9 +59,15 @@ class Program:
         self._observes_after = steps.observes_after
         layout = layout_of(replay and replay.layout)
         self._epoch = create_epoch(config, steps, mapped(device, layout))
+
+        def compiled(step: Step) -> Any:
+            with jax.default_matmul_precision(config.matmul_precision):
+                lowered = jax.jit(step, donate_argnums=0).lower(self._state, self._teacher)
+            return lowered.compile()
+
         started = time.perf_counter()
         self._generator_step, self._student_step, self._observe_step = (
-            jax.jit(step, donate_argnums=0).lower(self._state, self._teacher).compile()
+            compiled(step)
             for step in (steps.generator_step, steps.student_step, steps.observe_step)
         )
         self.compile_seconds = time.perf_counter() - started

@@ -91,7 +91,8 @@ def run_seeds(
         own = ml_collections.ConfigDict(config.to_dict())
         own.seed = seed
         configs.append(own)
-    with contextlib.ExitStack() as held, stop_requests() as own_request:
+    precision = jax.default_matmul_precision(config.matmul_precision)
+    with contextlib.ExitStack() as held, stop_requests() as own_request, precision:
         processes.on_main(partial(_hold, held, paths), UserError)
         for own, path in zip(configs, paths, strict=True):
             processes.on_main(partial(claim, own, path), UserError)

@@ -96,6 +96,23 @@ def test_export(run, place, capsys, format):
     assert_refused(lambda: export.main(arguments), place, capsys)
 
 
+def test_a_checkpoint_that_does_not_fit(tmp_path):
+    """One sentence, and the checkpoint before it can still be read."""
+    small, large = ({"weights": np.ones(count, np.float32)} for count in (100, 100_000))
+    with small_disk(tmp_path / "disk") as _:
+        manager = checkpoint.open_checkpoints(tmp_path / "disk")
+        checkpoint.save(manager, 1, small, [{"epoch": 1}])
+        words = r"Epoch 2 could not be saved in .* cannot be written: No space left"
+        with pytest.raises(checkpoint.SaveFailed, match=words):
+            checkpoint.save(manager, 2, large, [{"epoch": 1}, {"epoch": 2}])
+        state, history = checkpoint.restore_latest(manager, small, print)
+        np.testing.assert_array_equal(state["weights"], small["weights"])
+        assert history == [{"epoch": 1}]
+        with pytest.raises(results.CannotWrite, match="No space left"):
+            checkpoint.save_variables(tmp_path / "disk" / "teacher" / "weights", large)
+        manager.close()
+
+
 def test_room_is_asked_for_before_it_is_needed(tmp_path):
     with small_disk(tmp_path / "disk", "64k"):
         results.reserve(tmp_path / "disk", 50_000)

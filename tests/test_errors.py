@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from rich.console import Console
 
@@ -105,9 +106,20 @@ def test_a_child_process_tells_them_apart_too(tmp_path):
         assert outcome.sentence == expected
 
 
+def test_a_run_computes_with_the_matrix_products_that_were_asked_for(monkeypatch, tmp_path):
+    def create(*args, **kwargs):
+        raise RuntimeError(str(jax.config.jax_default_matmul_precision))
+
+    monkeypatch.setattr(train, "create_algorithm", create)
+    for precision in ("float32", "bfloat16"):
+        with pytest.raises(RuntimeError, match=precision):
+            train.run(tiny_config(matmul_precision=precision), tmp_path / precision)
+    assert jax.config.jax_default_matmul_precision is None
+
+
 def test_no_command_shortens_every_value_error():
     """Besides `UserError` a command may shorten what the disk or a checkpoint is to blame for."""
-    allowed = {"UserError", "DamagedCheckpoint", "SaveFailed", "OSError"}
+    allowed = {"UserError", "DamagedCheckpoint", "SaveFailed", "OSError", "CannotWrite"}
     commands = [path for path in PACKAGE.glob("*.py") if "def main(" in path.read_text()]
     assert len(commands) > 5
     for path in commands:
@@ -116,13 +128,14 @@ def test_no_command_shortens_every_value_error():
         )
         for names in caught:
             unknown = set(re.findall(r"\w+", names)) - allowed - {"LostProcess"}
-            unknown -= {"jax", "errors", "JaxRuntimeError"}
+            unknown -= {"jax", "errors", "JaxRuntimeError", "results"}
             assert not unknown, (path.name, names)
 
 
 # Modules that refuse nothing but what a user gives.
-OF_USERS = """config data_specs own_module classifiers devices torch_file torch_layouts processes
-folder_data tfds_data tiny_imagenet decoded_cache teacher student resume folder_lock""".split()
+OF_USERS = """config data_specs own_module classifiers exported devices torch_file torch_layouts
+processes folder_data tfds_data tiny_imagenet decoded_cache teacher student resume
+folder_lock""".split()
 
 
 @pytest.mark.parametrize("module", OF_USERS)
