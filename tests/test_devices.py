@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from configs import digits
-from dfkd_jax import checkpoint, config, data, devices, results, steps, train
+from dfkd_jax import checkpoint, config, data, devices, objectives, results, train
 from dfkd_jax.algorithm import create_algorithm
 from dfkd_jax.data_table import SPECS
 from dfkd_jax.devices import AXIS, Devices
@@ -163,7 +163,7 @@ def test_leaving_out_the_mean_of_the_inner_gradient_would_be_noticed(x64, monkey
     def wrong(*arguments, axis_name, **options):
         return lax.pmean(meta_gradient(*arguments, **options), axis_name)
 
-    monkeypatch.setattr(steps, "meta_gradient", wrong)
+    monkeypatch.setattr(objectives, "meta_gradient", wrong)
     state, _ = after(tiny, on(2, "shard_map"))
     assert error(expected.student.params, state.student.params) > 1e-5
 
