@@ -21,6 +21,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from dfkd_jax import command_line, convolution, data_specs
+from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.command_line import CONFIG
 from dfkd_jax.devices import AXIS, Devices, mapped
 from dfkd_jax.gradients_flag import chosen_gradients, with_gradient
@@ -67,17 +68,14 @@ def cost(config: ml_collections.ConfigDict, devices: Devices, step: str) -> Cost
       step: a field of `dfkd_jax.steps.Steps`, such as "student_step".
     """
     spec = data_specs.spec(config)
-    axis = {}
-    if devices.count > 1:
-        axis = {"axis_name": devices.axis_name, "devices": devices.count}
-    models = create_models(config, spec.image_shape, spec.num_classes, axis.get("axis_name"))
+    models = create_models(config, spec.image_shape, spec.num_classes, devices.axis.name)
 
-    def steps_of(**axis: object) -> tuple:
-        replay = create_replay(config, spec.image_shape, spec.num_classes, **axis)
-        return replay, create_steps(config, models, replay, spec.image_shape, **axis)
+    def steps_of(axis: Axis) -> tuple:
+        replay = create_replay(config, spec.image_shape, spec.num_classes, axis=axis)
+        return replay, create_steps(config, models, replay, spec.image_shape, axis=axis)
 
-    replay, steps = steps_of(**axis)
-    state = jax.eval_shape(steps_of()[1].init, jax.random.key(0))  # of whole arrays
+    replay, steps = steps_of(devices.axis)
+    state = jax.eval_shape(steps_of(ONE)[1].init, jax.random.key(0))  # of whole arrays
     image = jnp.zeros((2, *spec.image_shape))
     teacher = jax.eval_shape(lambda: models.teacher.init(jax.random.key(0), image, train=False))
     function = mapped(devices, layout_of(replay and replay.layout)).step(getattr(steps, step))

@@ -6,12 +6,13 @@ measured between epochs) is the same steps on whole arrays.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_collections
 
 from dfkd_jax.agreement import Agreement, create_agreement
+from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.compilation import rarely_run
 from dfkd_jax.devices import WHOLE, Devices, mapped
 from dfkd_jax.epoch import Epoch, create_epoch
@@ -54,16 +55,16 @@ def create_algorithm(
       UserError: see `create_models`.
     """
 
-    def build(**axis: Any) -> tuple[Models, ReplayScheme | None, Steps]:
-        models = create_models(config, image_shape, num_classes, axis.get("axis_name"))
-        replay = create_replay(config, image_shape, num_classes, **axis)
-        return models, replay, create_steps(config, models, replay, image_shape, **axis)
+    def build(axis: Axis) -> tuple[Models, ReplayScheme | None, Steps]:
+        models = create_models(config, image_shape, num_classes, axis.name)
+        replay = create_replay(config, image_shape, num_classes, axis=axis)
+        return models, replay, create_steps(config, models, replay, image_shape, axis=axis)
 
-    models, replay, steps = build()
+    models, replay, steps = build(ONE)
     layout = layout_of(replay and replay.layout)
     shardings = devices.shardings(layout)
     if devices.count > 1:
-        _, _, per_device = build(axis_name=devices.axis_name, devices=devices.count)
+        _, _, per_device = build(devices.axis)
     else:
         per_device = steps if seeds == 1 else over_seeds(steps)
     jit = partial(jax.jit, compiler_options=rarely_run())

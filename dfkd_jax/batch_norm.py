@@ -11,9 +11,9 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from dfkd_jax import convolution
+from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.layers import at_least_float32
 from dfkd_jax.losses import LayerStatistics
 
@@ -40,7 +40,7 @@ def masked(example_mask: jax.Array) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def recorded(axis_name: str | None = None) -> Iterator[list[LayerStatistics]]:
+def recorded(axis: Axis = ONE) -> Iterator[list[LayerStatistics]]:
     """Within this context, collect what enters each batch-norm layer, beside what it remembers.
 
     The list grows as the network is applied; statistics are of the global batch, at least float32,
@@ -56,8 +56,7 @@ def recorded(axis_name: str | None = None) -> Iterator[list[LayerStatistics]]:
             x = at_least_float32(args[0])
 
             def mean_of(x: jax.Array) -> jax.Array:
-                mean = jnp.mean(x, tuple(range(x.ndim - 1)))
-                return mean if axis_name is None else lax.pmean(mean, axis_name)
+                return axis.mean(jnp.mean(x, tuple(range(x.ndim - 1))))
 
             mean = mean_of(x)
             running = {k: context.module.get_variable("batch_stats", k) for k in ("mean", "var")}

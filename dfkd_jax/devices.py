@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from dfkd_jax import replay
+from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.errors import UserError
 
 AXIS = "data"
@@ -46,9 +47,9 @@ class Devices(NamedTuple):
         return self.mesh.size
 
     @property
-    def axis_name(self) -> str | None:
-        """The axis that per-device code averages over; None on one device."""
-        return AXIS if self.count > 1 else None
+    def axis(self) -> Axis:
+        """The axis that per-device code averages over."""
+        return Axis(AXIS, self.count) if self.count > 1 else ONE
 
     def shardings(self, layout: Layout) -> Any:
         """The layout as shardings of whole arrays."""

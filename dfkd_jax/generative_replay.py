@@ -22,6 +22,7 @@ from flax import struct
 from jax import lax
 
 from dfkd_jax import batch_norm, draw, losses
+from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.devices import WHOLE
 from dfkd_jax.encoder import Encoder
 from dfkd_jax.generator import Generator
@@ -53,7 +54,7 @@ def vae_loss(
     *,
     kl_weight: float = 1e-5,
     example_weights: jax.Array | None = None,
-    axis_name: str | None = None,
+    axis: Axis = ONE,
 ) -> jax.Array:
     """d(x, x̃) + d(T(x), T(x̃)) + kl_weight · KL, with d(a, b) = mean |a − b|.
 
@@ -63,16 +64,16 @@ def vae_loss(
       mean: μ, (B, Z). log_variance: log σ², (B, Z).
       kl_weight: of the divergence from N(0, I), its mean over the batch.
       example_weights: (B,), how much each example counts in the means; None: all the same.
-      axis_name: the mapped axis over which the batch is split.
+      axis: over which the batch is split.
     """
     chex.assert_trees_all_equal_shapes(original, reconstruction)
     pixels = jnp.mean(losses.absolute(original.images - reconstruction.images), axis=(1, 2, 3))
     logits = losses.l1_distance(reconstruction.logits, original.logits)
     per_example = pixels + logits + kl_weight * kl_to_normal(mean, log_variance)
     if example_weights is None:
-        return losses.batch_mean(per_example, axis_name)
-    total = losses.batch_mean(example_weights * per_example, axis_name)
-    return total / losses.batch_mean(example_weights, axis_name)
+        return axis.batch_mean(per_example)
+    total = axis.batch_mean(example_weights * per_example)
+    return total / axis.batch_mean(example_weights)
 
 
 def recall_objective(
@@ -81,7 +82,7 @@ def recall_objective(
     *,
     information_entropy: float = 5.0,
     one_hot: float = 1.0,
-    axis_name: str | None = None,
+    axis: Axis = ONE,
 ) -> jax.Array:
     """ie · Σ_c p̄_c log10 p̄_c + oh · CE(T, argmax T) + MSE(var z, 1) + MSE(mean z, 0).
 
@@ -93,14 +94,14 @@ def recall_objective(
       latents: z, (m, Z), m ≥ 2 over all devices.
       logits: T of what the memory generator makes of z, (m, K).
       information_entropy: ie. one_hot: oh.
-      axis_name: the mapped axis over which the batch is split.
+      axis: over which the batch is split.
     """
-    count = latents.shape[0] * _axis_size(axis_name)
-    mean = losses.batch_mean(latents, axis_name)
-    variance = losses.batch_mean((latents - mean) ** 2, axis_name) * count / (count - 1)
+    count = latents.shape[0] * axis.size
+    mean = axis.batch_mean(latents)
+    variance = axis.batch_mean((latents - mean) ** 2) * count / (count - 1)
     return (
-        information_entropy * losses.information_entropy_loss(logits, axis_name)
-        + one_hot * losses.one_hot_loss(logits, axis_name)
+        information_entropy * losses.information_entropy_loss(logits, axis)
+        + one_hot * losses.one_hot_loss(logits, axis)
         + jnp.mean((variance - 1) ** 2)
         + jnp.mean(mean**2)
     )
@@ -114,7 +115,7 @@ def recall_latent(
     learning_rate: float = 0.02,
     information_entropy: float = 5.0,
     one_hot: float = 1.0,
-    axis_name: str | None = None,
+    axis: Axis = ONE,
 ) -> jax.Array:
     """Take `steps` Adam steps on latent vectors (m, Z) down the recall objective.
 
@@ -123,7 +124,7 @@ def recall_latent(
       logits_of: z (m, Z) ↦ T(memory generator(z)) (m, K), differentiable.
       steps: how many. learning_rate: of Adam.
       information_entropy: ie. one_hot: oh, of `recall_objective`.
-      axis_name: the mapped axis over which the batch is split.
+      axis: over which the batch is split.
     """
     optimizer = optax.adam(learning_rate)
 
@@ -133,28 +134,23 @@ def recall_latent(
             logits_of(latents),
             information_entropy=information_entropy,
             one_hot=one_hot,
-            axis_name=axis_name,
+            axis=axis,
         )
 
     state = optimizer.init(latents)
     for _ in range(steps):  # unrolled: on CPU, XLA's convolutions are slow in compiled loops
         # A mapped gradient is that of the sum over devices, each of which has the same mean.
-        gradient = jax.grad(objective)(latents) / _axis_size(axis_name)
+        gradient = jax.grad(objective)(latents) / axis.size
         updates, state = optimizer.update(gradient, state)
         latents = optax.apply_updates(latents, updates)
     return latents
-
-
-def _axis_size(axis_name: str | None) -> int:
-    return 1 if axis_name is None else lax.axis_size(axis_name)
 
 
 def create(
     config: ml_collections.ConfigDict,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    axis_name: str | None = None,
-    devices: int = 1,
+    axis: Axis = ONE,
 ) -> ReplayScheme:
     """The scheme for one configuration.
 
@@ -170,20 +166,19 @@ def create(
       config: the run's.
       image_shape: (H, W, C).
       num_classes: of the teacher.
-      axis_name: the mapped axis over which batches are split; devices: its size, which divides
-        `config.replay.entry_size` and `config.batch_size // 2`.
+      axis: over which batches are split; its size divides `config.replay.entry_size` and
+        `config.batch_size // 2`.
     """
     settings = config.replay
     latent_dim, channels = config.generator.latent_dim, tuple(config.generator.channels)
-    common = {"axis_name": axis_name, "dtype": COMPUTE_DTYPES[config.compute_dtype]}
+    common = {"axis_name": axis.name, "dtype": COMPUTE_DTYPES[config.compute_dtype]}
     encoder = Encoder(latent_dim, channels[::-1], **common)
     generator = Generator(image_shape, channels, spectral_norm=False, **common)
     optimizer = optax.adam(settings.vae_learning_rate)
-    recalled_images = settings.entry_size // devices
+    recalled_images = settings.entry_size // axis.size
 
     def normal(key: jax.Array, count: int) -> jax.Array:
-        first = 0 if axis_name is None else lax.axis_index(axis_name) * count
-        return draw.normal(key, first, count, latent_dim)
+        return draw.normal(key, axis.first(count), count, latent_dim)
 
     def init(key: jax.Array) -> GenerativeMemory:
         keys = {name: draw.stream(key, name) for name in ("encoder", "generator")}
@@ -205,7 +200,7 @@ def create(
     objective = {
         "information_entropy": settings.recall_information_entropy,
         "one_hot": settings.recall_one_hot,
-        "axis_name": axis_name,
+        "axis": axis,
     }
 
     def decoded(
@@ -285,7 +280,7 @@ def create(
                 log_variance,
                 kl_weight=settings.kl_weight,
                 example_weights=weights,
-                axis_name=axis_name,
+                axis=axis,
             )
             return value, {
                 "encoder": encoder_updates["batch_stats"],
@@ -296,8 +291,7 @@ def create(
         if settings.accumulate_recall_gradient:
             left = recall_gradient(memory, recall_key, teacher)
             gradient = jax.tree.map(lambda g, more: g + knows * more, gradient, left)
-        if axis_name is not None:
-            gradient = lax.pmean(gradient, axis_name)
+        gradient = axis.mean(gradient)
         updates, opt_state = optimizer.update(gradient, memory.opt_state)
         return GenerativeMemory(
             params=optax.apply_updates(memory.params, updates),
@@ -323,7 +317,7 @@ def create(
         observe,
         recall,
         observes_after=(True,) * observing + (False,) * (config.student.steps - observing),
-        observed_images=config.batch_size // 2 // devices,
+        observed_images=config.batch_size // 2 // axis.size,
         exhibit=exhibit,
         title="memory generator, recalled",
         layout=WHOLE,

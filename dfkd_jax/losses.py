@@ -1,7 +1,7 @@
 """Losses of the student and of the generator.
 
 Notation: T and S the logits (B, K) of teacher and student, p = softmax(T), p̄ its mean over the
-global batch, f_T the teacher's penultimate features (B, D). `axis_name` is the mapped axis over
+global batch, f_T the teacher's penultimate features (B, D). `axis` is that over
 which the batch is split, if it is; terms that are not linear in batch means take global means.
 """
 
@@ -13,11 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-
-def batch_mean(x: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Mean over the first axis, over all devices."""
-    mean = jnp.mean(x, axis=0)
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
+from dfkd_jax.axis import ONE, Axis
 
 
 def absolute(x: jax.Array) -> jax.Array:
@@ -55,7 +51,7 @@ DISTANCES: dict[str, Callable] = {"l1": l1_distance, "kl": kl_distance}
 
 
 def js_adversarial(
-    teacher: jax.Array, student: jax.Array, temperature: float, axis_name: str | None = None
+    teacher: jax.Array, student: jax.Array, temperature: float, axis: Axis = ONE
 ) -> jax.Array:
     """1 − clip(JS, 0, 1) as the authors' code has it.
 
@@ -71,24 +67,24 @@ def js_adversarial(
     m = (p + q) / 2
     p, q, m = (jnp.clip(x, 0.01, 0.99) for x in (p, q, m))
     pointwise = m * (jnp.log(m) - (jnp.log(p) + jnp.log(q)) / 2)
-    return 1 - jnp.clip(batch_mean(jnp.mean(pointwise, axis=-1), axis_name), 0, 1)
+    return 1 - jnp.clip(axis.batch_mean(jnp.mean(pointwise, axis=-1)), 0, 1)
 
 
 def l1_adversarial(
-    teacher: jax.Array, student: jax.Array, temperature: float, axis_name: str | None = None
+    teacher: jax.Array, student: jax.Array, temperature: float, axis: Axis = ONE
 ) -> jax.Array:
     """−mean |T − S|, with the gradient through both networks (DFAD: Fang et al., 2019)."""
-    return -batch_mean(l1_distance(student, teacher, temperature), axis_name)
+    return -axis.batch_mean(l1_distance(student, teacher, temperature))
 
 
 def kl_adversarial(
-    teacher: jax.Array, student: jax.Array, temperature: float, axis_name: str | None = None
+    teacher: jax.Array, student: jax.Array, temperature: float, axis: Axis = ONE
 ) -> jax.Array:
     """−τ² KL(softmax(T/τ) ‖ softmax(S/τ)), with the gradient through both networks.
 
     Source: ZSKT (Micaelli and Storkey, 2019) and DFQ (Choi et al., 2020).
     """
-    return -batch_mean(kl_distance(student, teacher, temperature), axis_name)
+    return -axis.batch_mean(kl_distance(student, teacher, temperature))
 
 
 ADVERSARIAL: dict[str, Callable] = {
@@ -101,33 +97,33 @@ ADVERSARIAL: dict[str, Callable] = {
 # The generator's other terms.
 
 
-def one_hot_loss(teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
+def one_hot_loss(teacher: jax.Array, axis: Axis = ONE) -> jax.Array:
     """CE(T, argmax T): the teacher should be sure of what it sees (Chen et al., 2019)."""
-    return -batch_mean(jnp.max(jax.nn.log_softmax(teacher), axis=-1), axis_name)
+    return -axis.batch_mean(jnp.max(jax.nn.log_softmax(teacher), axis=-1))
 
 
 LOGARITHMS: dict[str, Callable] = {"log10": jnp.log10, "ln": jnp.log}
 
 
 def information_entropy_loss(
-    teacher: jax.Array, axis_name: str | None = None, *, logarithm: str = "log10"
+    teacher: jax.Array, axis: Axis = ONE, *, logarithm: str = "log10"
 ) -> jax.Array:
     """Class balance Σ_c p̄_c log p̄_c: classes should come equally often; −log K at best.
 
     Args:
       teacher: T, (B, K).
-      axis_name: the mapped axis over which the batch is split.
+      axis: over which the batch is split.
       logarithm: log10 in the code of DAFL, PRE-DFKD and LRA; ln, 2.3 times as strong, in DFQ and in
         the baselines of CMI and Fast-Datafree.
     """
-    mean = batch_mean(jax.nn.softmax(teacher), axis_name)
+    mean = axis.batch_mean(jax.nn.softmax(teacher))
     mean = jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)  # 0 log 0 = 0, with gradient 0
     return jnp.sum(mean * LOGARITHMS[logarithm](mean))
 
 
-def activation_loss(features: jax.Array, axis_name: str | None = None) -> jax.Array:
+def activation_loss(features: jax.Array, axis: Axis = ONE) -> jax.Array:
     """−mean |f_T|: real images excite the teacher's features (Chen et al., 2019)."""
-    return -batch_mean(jnp.mean(absolute(features), axis=-1), axis_name)
+    return -axis.batch_mean(jnp.mean(absolute(features), axis=-1))
 
 
 class LayerStatistics(NamedTuple):
@@ -172,7 +168,7 @@ def generator_loss(
     adversarial_form: str = "js",
     adversarial_temperature: float = 3.0,
     entropy_logarithm: str = "log10",
-    axis_name: str | None = None,
+    axis: Axis = ONE,
 ) -> jax.Array:
     """oh · one_hot + ie · information_entropy + a · activation + adversarial + bn · batch_norm.
 
@@ -183,17 +179,17 @@ def generator_loss(
       weights: of the terms.
       adversarial_form: a key of `ADVERSARIAL`; adversarial_temperature: its τ.
       entropy_logarithm: a key of `LOGARITHMS`, of the information entropy.
-      axis_name: the mapped axis over which the batch is split.
+      axis: over which the batch is split.
     """
     chex.assert_equal_shape([teacher, student])
     terms = {
-        "one_hot": lambda: one_hot_loss(teacher, axis_name),
+        "one_hot": lambda: one_hot_loss(teacher, axis),
         "information_entropy": lambda: information_entropy_loss(
-            teacher, axis_name, logarithm=entropy_logarithm
+            teacher, axis, logarithm=entropy_logarithm
         ),
-        "activation": lambda: activation_loss(features, axis_name),
+        "activation": lambda: activation_loss(features, axis),
         "adversarial": lambda: ADVERSARIAL[adversarial_form](
-            teacher, student, adversarial_temperature, axis_name
+            teacher, student, adversarial_temperature, axis
         ),
         "batch_norm": lambda: batch_norm_loss(layers),
     }

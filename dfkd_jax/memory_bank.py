@@ -13,6 +13,7 @@ from flax import struct
 from jax import lax
 
 from dfkd_jax import draw
+from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.devices import WHOLE
 from dfkd_jax.replay import Batch, ReplayScheme, RetentionBatch, Teacher
 
@@ -146,8 +147,7 @@ def create(
     config: ml_collections.ConfigDict,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    axis_name: str | None = None,
-    devices: int = 1,
+    axis: Axis = ONE,
 ) -> ReplayScheme:
     """The scheme of one configuration: pushes as `push_is_due`, a sample for every student step.
 
@@ -157,10 +157,9 @@ def create(
       config: of the run.
       image_shape: (H, W, C).
       num_classes: of the teacher.
-      axis_name: the mapped axis over which batches are split; devices: its size, which divides
-        `config.replay.entry_size`.
+      axis: over which batches are split; its size divides `config.replay.entry_size`.
     """
-    entry_size = config.replay.entry_size // devices
+    entry_size = config.replay.entry_size // axis.size
     unit = config.iterations_per_epoch if config.replay.push_unit == "epoch" else 1
     period = config.replay.push_period
 
@@ -181,7 +180,7 @@ def create(
 
     def recall(bank: MemoryBank, key: jax.Array, teacher: Teacher) -> RetentionBatch:
         del teacher  # the bank keeps its logits
-        first = 0 if axis_name is None else lax.axis_index(axis_name) * entry_size
+        first = axis.first(entry_size)
         return RetentionBatch(*sample(bank, key, mix=config.replay.mix, first_example=first))
 
     def exhibit(bank: MemoryBank, count: int, key: jax.Array, teacher: Teacher) -> Batch:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from dfkd_jax.axis import ONE, Axis
 
 Params = Any
 Loss = Callable[[Params], Any]
@@ -48,7 +49,7 @@ def meta_gradient(
     inner_steps: int = 1,
     has_aux: bool = False,
     measure_alignment: bool = True,
-    axis_name: str | None = None,
+    axis: Axis = ONE,
 ) -> tuple[Params, dict[str, Any]]:
     """Gradient of L_acq(θ) + λ L_ret(θ') with θ' reached by gradient descent on L_acq.
 
@@ -69,9 +70,8 @@ def meta_gradient(
       inner_steps: how many inner steps lead from θ to θ'.
       has_aux: the losses also return auxiliary data (batch statistics).
       measure_alignment: also compute ∇L_ret(θ) for the cosine; without it the metric is left out.
-      axis_name: the mapped axis over which the losses' batches are split. Gradients and
-        losses are averaged over it, the inner gradient before the inner step: θ' is then that of
-        the global batch.
+      axis: over which the losses' batches are split. Gradients and losses are averaged over it, the
+        inner gradient before the inner step: θ' is then that of the global batch.
 
     Returns:
       The gradient, with the dtypes of `params`, and a dict of `acquisition_loss` L_acq(θ),
@@ -88,9 +88,6 @@ def meta_gradient(
     if inner_steps < 1:
         raise ValueError(f"inner_steps is {inner_steps}; allowed is 1 or more.")
 
-    def mean(tree: Params) -> Params:
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
-
     def with_aux(loss: Loss) -> Loss:
         return loss if has_aux else lambda p: (loss(p), ())
 
@@ -98,7 +95,7 @@ def meta_gradient(
         acquisition=with_aux(acquisition_loss),
         retention=with_aux(retention_loss),
         outer=None if outer_loss is None else with_aux(outer_loss),
-        mean=mean,
+        mean=axis.mean,
         retention_weight=retention_weight,
     )
     inner = _Inner(lr=inner_lr, weight_decay=inner_weight_decay, steps=inner_steps)
@@ -113,11 +110,11 @@ def meta_gradient(
     result = compute(losses, params, inner)
 
     metrics = {
-        "acquisition_loss": mean(result.acquisition[0]),
-        "retention_loss": mean(result.retention[0]),
+        "acquisition_loss": axis.mean(result.acquisition[0]),
+        "retention_loss": axis.mean(result.retention[0]),
     }
     if outer_loss is not None:
-        metrics["outer_loss"] = mean(result.outer[0])
+        metrics["outer_loss"] = axis.mean(result.outer[0])
     if measure_alignment:
         retention_gradient = result.retention_gradient
         if retention_gradient is None:

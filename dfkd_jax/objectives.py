@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-from jax import lax
 
+from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.meta import cosine, meta_gradient
 
 OBJECTIVES = {
@@ -44,7 +44,7 @@ def objective_gradient(
     config: ml_collections.ConfigDict,
     losses: StudentLosses,
     params: Any,
-    axis_name: str | None = None,
+    axis: Axis = ONE,
 ) -> tuple[Any, dict[str, Any]]:
     """The gradient of `config.objective` at θ, and what was measured on the way.
 
@@ -52,7 +52,7 @@ def objective_gradient(
       config: of the run: objective, retention_weight (λ) and meta.
       losses: means over this device's share of the batch.
       params: θ.
-      axis_name: the mapped axis over which the batches are split.
+      axis: over which the batches are split.
 
     Returns:
       The gradient, the mean over the devices, and a dict of `acquisition_loss` and `retention_loss`
@@ -60,25 +60,23 @@ def objective_gradient(
       the student keeps, and `gradient_alignment` if config.meta.measure_alignment.
     """
 
-    def mean(tree: Any) -> Any:
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
-
     if config.objective == "acquisition":
         (value, statistics), gradient = jax.value_and_grad(losses.acquisition, has_aux=True)(params)
-        return mean(gradient), {"acquisition_loss": mean(value), "acquisition_aux": statistics}
+        metrics = {"acquisition_loss": axis.mean(value), "acquisition_aux": statistics}
+        return axis.mean(gradient), metrics
     if config.objective == "concatenated":
         (_, (acquisition, retention, statistics)), gradient = jax.value_and_grad(
             losses.concatenated, has_aux=True
         )(params)
         metrics = {
-            "acquisition_loss": mean(acquisition),
-            "retention_loss": mean(retention),
+            "acquisition_loss": axis.mean(acquisition),
+            "retention_loss": axis.mean(retention),
             "acquisition_aux": statistics,
         }
         if config.meta.measure_alignment:
             both = (jax.grad(f, has_aux=True)(params)[0] for f in losses[:2])
-            metrics["gradient_alignment"] = cosine(*map(mean, both))
-        return mean(gradient), metrics
+            metrics["gradient_alignment"] = cosine(*map(axis.mean, both))
+        return axis.mean(gradient), metrics
 
     def joint(params: Any) -> tuple[jax.Array, Any]:
         value, (_, _, statistics) = losses.concatenated(params)
@@ -96,5 +94,5 @@ def objective_gradient(
         inner_steps=config.meta.inner_steps,
         has_aux=True,
         measure_alignment=config.meta.measure_alignment,
-        axis_name=axis_name,
+        axis=axis,
     )

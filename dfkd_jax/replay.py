@@ -9,7 +9,7 @@ device's share of the batch and of what the layout splits:
 
 A new scheme is one new file and its line in `SCHEMES`. The file defines
 
-    create(config, image_shape, num_classes, axis_name, devices) -> ReplayScheme
+    create(config, image_shape, num_classes, axis) -> ReplayScheme
     split_sizes(config) -> dict[str, int]    sizes, by their fields, that the devices must divide
 """
 
@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 from flax import struct
+
+from dfkd_jax.axis import ONE, Axis
 
 # config.replay.kind ↦ the module of the scheme, imported when it is used, as it imports this one.
 SCHEMES = {
@@ -67,8 +69,7 @@ def create_replay(
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
-    axis_name: str | None = None,
-    devices: int = 1,
+    axis: Axis = ONE,
 ) -> ReplayScheme | None:
     """The scheme that `config.replay.kind` names; None where nothing is replayed.
 
@@ -76,10 +77,10 @@ def create_replay(
       config: of the run.
       image_shape: (H, W, C).
       num_classes: of the teacher.
-      axis_name: the mapped axis over which batches are split; devices: its size.
+      axis: over which batches are split.
     """
     module = _scheme(config)
-    return module and module.create(config, image_shape, num_classes, axis_name, devices)
+    return module and module.create(config, image_shape, num_classes, axis)
 
 
 def split_sizes(config: ml_collections.ConfigDict) -> dict[str, int]:

@@ -26,6 +26,7 @@ import optax
 from jax import lax
 
 from dfkd_jax import batch_norm, draw, initialization, losses
+from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.draw import stream
 from dfkd_jax.models import Models
 from dfkd_jax.objectives import StudentLosses, objective_gradient
@@ -76,21 +77,19 @@ def create_steps(
     replay: ReplayScheme | None,
     image_shape: tuple[int, int, int],
     *,
-    axis_name: str | None = None,
-    devices: int = 1,
+    axis: Axis = ONE,
 ) -> Steps:
     """Close the step functions over what is static: configuration, networks and replay scheme.
 
     Args:
       config: of the run.
-      models: the networks; those with batch norm average over `axis_name` too.
+      models: the networks; those with batch norm average over `axis` too.
       replay: the scheme, made for the same axis; None without replay.
       image_shape: (H, W, C).
-      axis_name: the mapped axis over which batches are split. Gradients and what is recorded are
-        then those of the global batch, and z is drawn per global example.
-      devices: its size, which divides the batch.
+      axis: over which batches are split; its size divides the batch. Gradients and what is recorded
+        are those of the global batch, and z is drawn per global example.
     """
-    batch_size = config.batch_size // devices  # of one device
+    batch_size = config.batch_size // axis.size  # of one device
     optimizers = {"student": student_optimizer(config), "generator": generator_optimizer(config)}
     weights = losses.GeneratorLossWeights(
         **{name: config.loss[name] for name in losses.GeneratorLossWeights._fields}
@@ -100,9 +99,6 @@ def create_steps(
         return losses.DISTANCES[config.loss.distance](
             student, teacher, config.loss.distance_temperature
         )
-
-    def mean(tree: Any) -> Any:
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
 
     def init(key: jax.Array) -> DistillState:
         def network(name: str, module: nn.Module, sample: jax.Array) -> Network:
@@ -140,8 +136,7 @@ def create_steps(
         generator: Network, params: Any, key: jax.Array, update_stats: bool
     ) -> tuple[jax.Array, Any]:
         """x̂ = G(z), z ~ N(0, I), (B, H, W, C)."""
-        first = 0 if axis_name is None else lax.axis_index(axis_name) * batch_size
-        z = draw.normal(key, first, batch_size, config.generator.latent_dim)
+        z = draw.normal(key, axis.first(batch_size), batch_size, config.generator.latent_dim)
         images, updated = models.generator.apply(
             {"params": params, "batch_stats": generator.batch_stats},
             z,
@@ -191,7 +186,7 @@ def create_steps(
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             images, batch_stats = generate(generator, params, key, update_stats=True)
-            with batch_norm.recorded(axis_name) as layers:
+            with batch_norm.recorded(axis) as layers:
                 logits, features = teacher_of(teacher_variables)(images)
             student_out = student_seen_by_generator(state, images)
             value = losses.generator_loss(
@@ -203,12 +198,12 @@ def create_steps(
                 adversarial_form=config.loss.adversarial_form,
                 adversarial_temperature=config.loss.adversarial_temperature,
                 entropy_logarithm=config.loss.entropy_logarithm,
-                axis_name=axis_name,
+                axis=axis,
             )
             return value, batch_stats
 
         (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(generator.params)
-        gradient = mean(gradient)
+        gradient = axis.mean(gradient)
         totals = state.totals
         return state.replace(
             generator=_descend(generator, gradient, batch_stats, optimizers["generator"]),
@@ -263,7 +258,7 @@ def create_steps(
             key = stream(state.key, "recall", state.student_steps)
             replayed = replay.recall(state.replay, key, teacher)
         gradient, metrics = objective_gradient(
-            config, student_losses(student, batch, replayed), student.params, axis_name
+            config, student_losses(student, batch, replayed), student.params, axis
         )
         recent = ()
         if replayed is not None:

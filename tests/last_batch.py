@@ -2,11 +2,12 @@
 
 import jax.numpy as jnp
 
+from dfkd_jax.axis import ONE
 from dfkd_jax.replay import Batch, ReplayScheme, RetentionBatch
 
 
-def create(config, image_shape, num_classes, axis_name=None, devices=1):
-    size = config.replay.entry_size // devices
+def create(config, image_shape, num_classes, axis=ONE):
+    size = config.replay.entry_size // axis.size
 
     def init(key):
         return RetentionBatch(

@@ -10,6 +10,7 @@ from scipy.special import log_softmax
 
 from dfkd_jax import config as config_lib
 from dfkd_jax import data_specs, draw, generative_replay, replay
+from dfkd_jax.axis import Axis
 from dfkd_jax.encoder import Encoder, normalize_height
 from dfkd_jax.generator import Generator
 from dfkd_jax.replay import Batch
@@ -116,7 +117,8 @@ def test_recall_is_adam_on_the_latents(x64):
     )
     np.testing.assert_allclose(recall(jnp.asarray(z)), expected, rtol=0, atol=1e-7)
     # Over two devices with half the batch each it is the same.
-    split = jax.vmap(functools.partial(recall, axis_name="d"), axis_name="d")(z.reshape(2, 2, 3))
+    halves = functools.partial(recall, axis=Axis("d", 2))
+    split = jax.vmap(halves, axis_name="d")(z.reshape(2, 2, 3))
     np.testing.assert_allclose(split.reshape(4, 3), expected, rtol=0, atol=1e-7)
 
 
@@ -265,7 +267,7 @@ def test_observing_over_two_devices_is_the_same():
     """A mapped axis of two halves gives the gradient and the statistics of the whole."""
     config = tiny_config("lra-gr")
     whole, observe, _ = scheme_of("generative")
-    split = generative_replay.create(config, SHAPE, CLASSES, "d", devices=2)
+    split = generative_replay.create(config, SHAPE, CLASSES, Axis("d", 2))
     assert split.observed_images * 2 == whole.observed_images
     batch = fresh(whole)
     memory = jax.jit(whole.init)(KEY).replace(observations=jnp.int32(1))

@@ -1,0 +1,34 @@
+"""The axis over which a batch is split: what code for one device's share needs to know of it."""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+
+class Axis(NamedTuple):
+    """A mapped axis over the devices; without a name there is one device, and nothing to average.
+
+    Attributes:
+      name: of the axis, for collectives; None on one device.
+      size: how many shares a batch has.
+    """
+
+    name: str | None = None
+    size: int = 1
+
+    def mean(self, tree: Any) -> Any:
+        """The mean of each leaf over the devices."""
+        return tree if self.name is None else lax.pmean(tree, self.name)
+
+    def batch_mean(self, x: jax.Array) -> jax.Array:
+        """Mean over the first axis of an array, over all devices."""
+        return self.mean(x.mean(axis=0))
+
+    def first(self, count: int) -> jax.Array | int:
+        """The global index of this device's first example, where each device has `count`."""
+        return 0 if self.name is None else lax.axis_index(self.name) * count
+
+
+ONE = Axis()
+"""One device."""
