@@ -19,7 +19,7 @@ from dfkd_jax.epoch import Epoch, create_epoch
 from dfkd_jax.models import Models, create_models
 from dfkd_jax.replay import ReplayScheme, create_replay
 from dfkd_jax.state import DistillState, layout_of
-from dfkd_jax.steps import Step, Steps, create_steps, over_seeds
+from dfkd_jax.steps import Step, Steps, create_steps
 
 
 class Algorithm(NamedTuple):
@@ -27,7 +27,7 @@ class Algorithm(NamedTuple):
 
     models: Models  # on whole arrays
     replay: ReplayScheme | None  # likewise
-    steps: Steps  # likewise, of one seed
+    steps: Steps  # likewise
     init: Callable[[int], DistillState]  # from the seed
     epoch: Epoch
     keep_early: Step
@@ -39,7 +39,6 @@ def create_algorithm(
     image_shape: tuple[int, int, int],
     num_classes: int,
     devices: Devices,
-    seeds: int = 1,
 ) -> Algorithm:
     """Build it.
 
@@ -48,8 +47,6 @@ def create_algorithm(
       image_shape: (H, W, C).
       num_classes: of teacher and student.
       devices: what an epoch runs on.
-      seeds: with more than one, `epoch` and `keep_early` take states stacked over the seeds; one
-        device only.
 
     Raises:
       UserError: see `create_models`.
@@ -63,20 +60,16 @@ def create_algorithm(
     models, replay, steps = build(ONE)
     layout = layout_of(replay and replay.layout)
     shardings = devices.shardings(layout)
-    if devices.count > 1:
-        _, _, per_device = build(devices.axis)
-    else:
-        per_device = steps if seeds == 1 else over_seeds(steps)
+    per_device = build(devices.axis)[2] if devices.count > 1 else steps
     jit = partial(jax.jit, compiler_options=rarely_run())
     init = jit(lambda seed: steps.init(jax.random.key(seed)), out_shardings=shardings)
-    keep_early = steps.keep_early if seeds == 1 else over_seeds(steps).keep_early
     return Algorithm(
         models,
         replay,
         steps,
         init,
         create_epoch(config, per_device, mapped(devices, layout)),
-        jit(keep_early, donate_argnums=0, out_shardings=shardings),
+        jit(steps.keep_early, donate_argnums=0, out_shardings=shardings),
         jit(
             create_agreement(config, models, replay, steps),
             out_shardings=devices.shardings(WHOLE),

@@ -73,7 +73,6 @@ def restore_latest(
     manager: ocp.CheckpointManager,
     abstract_state: Any,
     report: Callable[[str], None],
-    newest: int | None = None,
 ) -> tuple[Any, History] | None:
     """State and history of the newest checkpoint that is whole; None if there is none at all.
 
@@ -83,15 +82,12 @@ def restore_latest(
       manager: from `open_checkpoints`.
       abstract_state: the state, or its shapes and dtypes.
       report: called with one sentence per damaged checkpoint.
-      newest: look at no checkpoint of a later epoch.
 
     Raises:
       DamagedCheckpoint: there are checkpoints and none can be read.
     """
     abstract_state = jax.tree.map(ocp.tree.to_shape_dtype_struct, abstract_state)
     epochs = sorted(manager.all_steps(), reverse=True)
-    if newest is not None:
-        epochs = [epoch for epoch in epochs if epoch <= newest]
     damage = {}
     for epoch in epochs:
         if processes.is_main():
@@ -119,7 +115,8 @@ def restore_latest(
             f"The checkpoint of epoch {epoch} in {manager.directory} does not fit this version of "
             f"the program: {reason}"
         ) from error
-    forget_after(manager, epoch, up_to=newest)
+    for later in epochs[: epochs.index(epoch)]:  # which will be written again
+        manager.delete(later)
     return restored["state"], restored["record"]["history"]
 
 
@@ -158,13 +155,6 @@ def read_newest(directory: Path, abstract_part: Any) -> tuple[Any, History] | No
         reason = str(error).strip().split("\n")[0][:200]
         raise DamagedCheckpoint(f"The checkpoint {whole[0]} cannot be used: {reason}.") from error
     return part, results.read_json(whole[0] / "record" / "metadata")["history"]
-
-
-def forget_after(manager: ocp.CheckpointManager, epoch: int, up_to: int | None = None) -> None:
-    """Remove the checkpoints of later epochs (of `up_to` at most), which will be written again."""
-    for step in manager.all_steps():
-        if step > epoch and (up_to is None or step <= up_to):
-            manager.delete(step)
 
 
 def _quiet() -> None:

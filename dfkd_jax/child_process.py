@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from dfkd_jax import data, data_specs, teacher, train
+from dfkd_jax import data, data_specs, teacher
 from dfkd_jax import devices as devices_lib
 from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
 from dfkd_jax.compilation import keep_compiled_programs
@@ -55,19 +55,6 @@ def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> Non
         teacher.obtain_teacher(*arguments, stop_requested, devices)
 
 
-def run_seeds(
-    config: ml_collections.ConfigDict, workdirs: Sequence[str | Path], seeds: Sequence[int]
-) -> None:
-    """The runs of `config` with these seeds; if there are several, at once and on one device."""
-    config = config.copy_and_resolve_references()
-    if len(seeds) == 1:
-        config.seed = seeds[0]
-        train.run(config, workdirs[0], default_console())
-    else:
-        config.parallel.devices = 1
-        train.run_seeds(config, workdirs, seeds, default_console())
-
-
 def in_child(
     function: Callable[..., None],
     arguments: tuple,
@@ -75,7 +62,7 @@ def in_child(
     stop_requested: Callable[[], str | None],
     poll: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Call a function of this module in a new process and wait for it.
+    """Call a function of a module in a new process and wait for it.
 
     Args:
       function: its result is dropped.

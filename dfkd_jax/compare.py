@@ -16,9 +16,9 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from dfkd_jax import command_line, folder_lock, report, results, run_folders
+from dfkd_jax import command_line, folder_lock, report, results, run_folders, train
 from dfkd_jax import config as config_lib
-from dfkd_jax.child_process import in_child, run_seeds, train_teacher
+from dfkd_jax.child_process import in_child, train_teacher
 from dfkd_jax.command_line import CONFIG, FLAG_ERRORS, WORKDIR, fail
 from dfkd_jax.config import UserError
 from dfkd_jax.gradients_flag import chosen_gradients
@@ -32,7 +32,6 @@ from dfkd_jax.teacher import is_teacher
 METHODS_FLAG = flags.DEFINE_list("methods", [], f"Methods: {', '.join(METHODS)}.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from config.seed on.")
 BASELINE = flags.DEFINE_string("baseline", None, "Label to compare with; mb-dfkd by default.")
-VECTORIZE = flags.DEFINE_boolean("vectorize_seeds", False, "All seeds of a method at once.")
 VARY = flags.DEFINE_multi_string(
     "vary", [], "FIELD=VALUE,VALUE: every combination with each value; given again, with all pairs."
 )
@@ -50,23 +49,21 @@ class Combination(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What one child process does: a combination with one seed, or with several at once."""
+    """What one child process does: a combination with one of the seeds."""
 
     label: str
-    config: ml_collections.ConfigDict
-    seeds: list[int]
-    workdirs: list[Path]
+    config: ml_collections.ConfigDict  # with the seed
+    workdir: Path
 
     @property
     def name(self) -> str:
         """For messages: `lra-mb_exact, seed 3`."""
-        seeds = ", ".join(map(str, self.seeds))
-        return f"{self.label}, seed{'s' if len(self.seeds) > 1 else ''} {seeds}"
+        return f"{self.label}, seed {self.config.seed}"
 
     @property
     def log(self) -> Path:
         """The file for what the child prints."""
-        return self.workdirs[0] / "log.txt"
+        return self.workdir / "log.txt"
 
 
 def combinations(
@@ -188,47 +185,30 @@ def _check_names(flag: str, names: Sequence[str], allowed: Sequence[str]) -> Non
         raise UserError(f"{flag} is {given}; allowed are {', '.join(allowed)}.")
 
 
-def plan(
-    found: Sequence[Combination], seeds: int, workdir: Path, together: bool = False
-) -> tuple[list[Job], int]:
+def plan(found: Sequence[Combination], seeds: int, workdir: Path) -> tuple[list[Job], int]:
     """The jobs still to do, and how many runs are finished.
 
     Args:
       found: what to run.
       seeds: how many, counted from the configuration's own; at least 1.
       workdir: of the comparison.
-      together: the seeds of a combination are one job.
 
     Raises:
-      UserError: `seeds` is too small, several devices are asked for where seeds run together, or a
-        folder holds another run.
+      UserError: `seeds` is too small, or a folder holds another run.
     """
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}; allowed is 1 or more.")
-    asked = max((config.parallel.devices for _, config in found), default=0)
-    if together and asked > 1:
-        raise UserError(
-            f"config.parallel.devices is {asked}; with --vectorize_seeds, which runs on one "
-            "device, allowed are 0 and 1."
-        )
     jobs, finished = [], 0
     for label, config in found:
-        # A job is pickled for its process, which no field that derives from another survives.
-        config = config.copy_and_resolve_references()
-        todo = {}
-        first = config.seed
-        for seed in range(first, first + seeds):
+        for seed in range(config.seed, config.seed + seeds):
             folder = workdir / "runs" / label.replace(" ", "_") / f"seed{seed}"
+            # A job is pickled for its process, which no field that derives from another survives.
             own = config.copy_and_resolve_references()
             own.seed = seed
             if run_folders.is_finished(own, folder):
                 finished += 1
             else:
-                todo[seed] = folder
-        if together and todo:
-            jobs.append(Job(label, config, list(todo), list(todo.values())))
-        elif todo:
-            jobs += [Job(label, config, [seed], [folder]) for seed, folder in todo.items()]
+                jobs.append(Job(label, own, folder))
     return jobs, finished
 
 
@@ -248,7 +228,7 @@ def compare(jobs: Sequence[Job], finished: int, workdir: Path) -> list[str]:
         this folder.
       Stopped: SIGTERM or Ctrl-C came; the same jobs go on.
     """
-    total = finished + sum(len(job.seeds) for job in jobs)
+    total = finished + len(jobs)
     failed = []
     with folder_lock.only_user(workdir), stop_requests() as stop_requested:
         if jobs:
@@ -257,12 +237,11 @@ def compare(jobs: Sequence[Job], finished: int, workdir: Path) -> list[str]:
             if finished:
                 progress.log(f"{finished} of {total} runs are finished already.")
             for job in jobs:
-                for folder in job.workdirs:
-                    (folder / run_folders.FAILURE).unlink(missing_ok=True)
-                progress.start(job.name, job.workdirs[0], job.config.epochs, len(job.seeds))
+                (job.workdir / run_folders.FAILURE).unlink(missing_ok=True)
+                progress.start(job.name, job.workdir, job.config.epochs)
                 started = time.monotonic()
-                arguments = (job.config, job.workdirs, job.seeds)
-                outcome = in_child(run_seeds, arguments, job.log, stop_requested, progress.poll)
+                arguments = (job.config, job.workdir)
+                outcome = in_child(train.run, arguments, job.log, stop_requested, progress.poll)
                 if not outcome.finished and stop_requested():
                     raise Stopped(f"{stop_requested()} came; {job.name} is not finished.")
                 if outcome.stopped:  # by a signal that this process did not get
@@ -296,10 +275,9 @@ def _obtain_teacher(
 
 
 def _record_failure(job: Job, sentence: str) -> None:
-    for seed, folder in zip(job.seeds, job.workdirs, strict=True):
-        if not (folder / "summary.json").exists():
-            names = {**method_names(job.config), "seed": seed, "failure": sentence}
-            results.write_json(folder / run_folders.FAILURE, names)
+    if not (job.workdir / "summary.json").exists():
+        names = {**method_names(job.config), "failure": sentence}
+        results.write_json(job.workdir / run_folders.FAILURE, names)
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -314,7 +292,7 @@ def main(arguments: Sequence[str]) -> int | None:
         found = combinations(_configurations(), methods, variants, workdir, varied)
         if BASELINE.value is not None:
             report.choose_baseline([c.label for c in found], BASELINE.value)
-        jobs, finished = plan(found, SEEDS.value, workdir, VECTORIZE.value)
+        jobs, finished = plan(found, SEEDS.value, workdir)
     except UserError as error:
         return fail(str(error), 2)
     try:

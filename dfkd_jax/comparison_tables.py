@@ -53,7 +53,7 @@ _COSTS = (
         "peak_memory_bytes",
         "peak memory ↓ (MiB)",
         "the most memory the run held, mean over seeds: of the device, or on CPU of the process, "
-        "compilation included; of seeds run at once, that of all of them together",
+        "compilation included",
         scale=2**-20,
         decimals=0,
         of_cost=True,

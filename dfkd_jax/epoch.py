@@ -69,9 +69,8 @@ def finite_parts(state: DistillState) -> dict[str, jax.Array]:
     All that is floating in them counts: parameters, batch statistics, optimiser states and replayed
     images. The losses of an epoch do not show what its last update has made of the parameters.
     """
-    seeds = state.totals.acquisition_loss.ndim  # 1 in a stack of several
     parts = {name: getattr(state, name) for name in ("student", "generator", "replay")}
-    return {f"finite_{name}": all_finite(part, seeds) for name, part in parts.items()}
+    return {f"finite_{name}": all_finite(part) for name, part in parts.items()}
 
 
 def _start(state: DistillState) -> DistillState:

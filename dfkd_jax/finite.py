@@ -13,19 +13,11 @@ class NonFinite(UserError):
     """A loss or a parameter became infinite or NaN."""
 
 
-def all_finite(tree: Any, first: int = 0) -> jax.Array:
-    """Whether every floating-point leaf of `tree` is finite, leaves of other types left out.
-
-    Args:
-      tree: of arrays.
-      first: so many first axes, which all leaves share, remain: 1 asks of each seed of a stack.
-
-    Returns:
-      bool, of the shape of these axes.
-    """
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every floating-point leaf of `tree` is finite, others left out; a bool scalar."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    found = [jnp.all(jnp.isfinite(x), axis=tuple(range(first, x.ndim))) for x in leaves]
-    return jnp.all(jnp.stack(found), axis=0) if found else jnp.ones((), bool)
+    found = [jnp.all(jnp.isfinite(x)) for x in leaves]
+    return jnp.all(jnp.stack(found)) if found else jnp.ones((), bool)
 
 
 def check_variables(variables: Any, whose: str) -> None:

@@ -53,10 +53,9 @@ class OverallProgress:
         """Print a message, above the bar if there is one."""
         self._console.print(message, soft_wrap=True, markup=False, highlight=False)
 
-    def start(self, name: str, folder: Path, epochs: int, runs: int) -> None:
-        """The job that goes on from here: its folder, its epochs, how many runs it is."""
-        self._name, self._metrics = name, folder / "metrics.jsonl"
-        self._epochs, self._runs = epochs, runs
+    def start(self, name: str, folder: Path, epochs: int) -> None:
+        """The run that goes on from here: its folder, its epochs."""
+        self._name, self._metrics, self._epochs = name, folder / "metrics.jsonl", epochs
         self.poll()
 
     def poll(self) -> None:
@@ -68,10 +67,10 @@ class OverallProgress:
             self._bar.update(self._task, description=words + (f"  left {left}" if left else ""))
 
     def finish(self, name: str, seconds: float, outcome: Outcome) -> None:
-        """The current job has ended."""
-        self._done += self._runs
+        """The current run has ended."""
+        self._done += 1
         if outcome.finished:
-            self._seconds.append(seconds / self._runs)
+            self._seconds.append(seconds)
         ending = "finished" if outcome.finished else f"FAILED: {outcome.sentence}"
         left = f"  left {self._left() or 'unknown'}"
         self.log(f"run {self._done}/{self._total}  {name}  {_clock(seconds)}{left}  {ending}")

@@ -100,7 +100,7 @@ def from_main(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.array(value, np.int32)))
 
 
-def on_main(function: Callable[[], None], errors: type[Exception]) -> None:
+def on_main(function: Callable[[], object], errors: type[Exception]) -> None:
     """Run `function` in process 0 while the others wait; what it raises ends all of them."""
     error = None
     if is_main():

@@ -21,7 +21,7 @@ from dfkd_jax.student import is_teacher_of, keep_teacher_card
 
 
 class Run(NamedTuple):
-    """The folder of one seed, and what is open in it."""
+    """The folder of a run, and what is open in it."""
 
     config: ml_collections.ConfigDict
     workdir: Path
@@ -89,16 +89,16 @@ def another_run(workdir: Path, found: Sequence[str]) -> str:
 
 
 def resume(
-    configs: Sequence[ml_collections.ConfigDict],
-    workdirs: Sequence[Path],
+    config: ml_collections.ConfigDict,
+    workdir: Path,
     init: Callable[[int], Any],
     console: Console,
-) -> tuple[list[Any], list[Run]]:
-    """The states to go on from, one per seed, all after the same epoch, and the folders.
+) -> tuple[Any, Run]:
+    """The state to go on from, and the folder with the history up to it.
 
     Args:
-      configs: of the runs.
-      workdirs: their folders.
+      config: of the run.
+      workdir: its folder.
       init: seed ↦ the state before the first epoch.
       console: where damaged checkpoints are reported.
 
@@ -106,49 +106,17 @@ def resume(
       DamagedCheckpoint: see `checkpoint.restore_latest`.
       NonFinite: an earlier version of this program saved parameters that are no finite numbers.
     """
-    fresh = [init(config.seed) for config in configs]
-    managers = [checkpoint.open_checkpoints(workdir / "checkpoints") for workdir in workdirs]
+    fresh = init(config.seed)
+    manager = checkpoint.open_checkpoints(workdir / "checkpoints")
     report = partial(console.print, soft_wrap=True)
-    # A kill may have come after the checkpoints of some seeds only.
-    common = min(manager.latest_step() or 0 for manager in managers)
-    while True:
-        found = [
-            checkpoint.restore_latest(manager, state, report, newest=common)
-            for manager, state in zip(managers, fresh, strict=True)
-        ]
-        epochs = [0 if one is None else len(one[1]) for one in found]
-        if min(epochs) == max(epochs):
-            break
-        common = min(epochs)  # one of them was damaged
-    sound = jax.jit(lambda state: jnp.stack(list(finite_parts(state).values())))
-    for manager, one in zip(managers, found, strict=True):
-        if one is not None and not np.all(sound(one[0])):
-            raise NonFinite(
-                f"The checkpoint of epoch {len(one[1])} in {manager.directory} holds parameters "
-                "that are no finite numbers, as training diverged; remove that folder to start "
-                "this run anew."
-            )
-    restored = [(s, []) if one is None else one for s, one in zip(fresh, found, strict=True)]
-    runs = [
-        Run(config, workdir, manager, history)
-        for config, workdir, manager, (_, history) in zip(
-            configs, workdirs, managers, restored, strict=True
+    found = checkpoint.restore_latest(manager, fresh, report)
+    if found is None:
+        return fresh, Run(config, workdir, manager, [])
+    state, history = found
+    if not np.all(jax.jit(lambda state: jnp.stack(list(finite_parts(state).values())))(state)):
+        raise NonFinite(
+            f"The checkpoint of epoch {len(history)} in {manager.directory} holds parameters "
+            "that are no finite numbers, as training diverged; remove that folder to start "
+            "this run anew."
         )
-    ]
-    for r in runs:
-        checkpoint.forget_after(r.manager, len(r.history))
-    return [state for state, _ in restored], runs
-
-
-def stack(states: Sequence[Any]) -> Any:
-    """States of several seeds as one, along a new first axis; a single one as it is."""
-    if len(states) == 1:
-        return states[0]
-    return jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *states)
-
-
-def unstack(state: Any, count: int) -> list[Any]:
-    """The states that `stack` took."""
-    if count == 1:
-        return [state]
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(count)]
+    return state, Run(config, workdir, manager, history)

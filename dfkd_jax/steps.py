@@ -56,21 +56,6 @@ class Steps(NamedTuple):
     early_agreement: Callable[[DistillState], jax.Array]  # on that batch, percent
 
 
-def over_seeds(steps: Steps) -> Steps:
-    """The same steps on states stacked along a first axis, one entry per seed."""
-
-    def step(function: Step) -> Step:
-        return jax.vmap(function, in_axes=(0, None))
-
-    return steps._replace(
-        init=jax.vmap(steps.init),
-        generator_step=step(steps.generator_step),
-        student_step=step(steps.student_step),
-        observe_step=step(steps.observe_step),
-        keep_early=step(steps.keep_early),
-    )
-
-
 def create_steps(
     config: ml_collections.ConfigDict,
     models: Models,

@@ -6,10 +6,10 @@ With several processes each runs this same code on the same folder, and process 
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from dfkd_jax.finite import NonFinite
 from dfkd_jax.folder_lock import only_user
 from dfkd_jax.outputs import Outputs
 from dfkd_jax.progress import Progress, default_console, student_fields
-from dfkd_jax.resume import claim, resume, stack, unstack
+from dfkd_jax.resume import claim, resume
 from dfkd_jax.state import DistillState
 from dfkd_jax.stop import Stopped, stop_requests
 from dfkd_jax.student import check_teacher, load_start
@@ -37,10 +37,26 @@ from dfkd_jax.student import check_teacher, load_start
 FIGURE_SECONDS = 120  # figures are drawn at the end, and at most so often before
 
 
+class Distillation(NamedTuple):
+    """What the epochs of a run are made and measured with; nothing of it changes meanwhile."""
+
+    algorithm: Algorithm
+    devices: Devices
+    spec: DatasetSpec
+    teacher_variables: teacher.Variables
+    teacher_accuracy: float | None  # percent; None without test data
+    student_accuracy: Accuracy
+
+
 def run(
     config: ml_collections.ConfigDict, workdir: str | Path, console: Console | None = None
 ) -> dict[str, Any]:
     """Run `config` in `workdir`, or go on with what an earlier process left there.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      console: where to report; standard output by default.
 
     Returns:
       The summary, as in `summary.json`.
@@ -52,201 +68,113 @@ def run(
       DamagedCheckpoint, SaveFailed: see `dfkd_jax.checkpoint`.
       Stopped: SIGTERM or Ctrl-C came; the same call goes on after the last finished epoch.
     """
-    (summary,) = run_seeds(config, [workdir], [config.seed], console)
-    return summary
-
-
-def run_seeds(
-    config: ml_collections.ConfigDict,
-    workdirs: Sequence[str | Path],
-    seeds: Sequence[int],
-    console: Console | None = None,
-) -> list[dict[str, Any]]:
-    """Run `config` with each seed in a folder of its own, all seeds at once.
-
-    With several seeds every step is vectorised over them (`jax.vmap`), on one device; each folder
-    ends up as if its seed had run alone, up to rounding, and may be resumed alone or together.
-    `seconds` are the seed's share of the time.
-
-    Args:
-      config: of every run, but for the seed.
-      workdirs: one folder per seed.
-      seeds: config.seed of each run.
-      console: where to report; standard output by default.
-
-    Returns:
-      The summaries, in the order of the seeds.
-
-    Raises:
-      What `run` raises; a failure of one seed ends all of them.
-    """
     config_lib.check(config)
-    devices = _devices(config, len(seeds))
+    devices = devices_lib.choose(config)
     console = console or default_console()
     if not processes.is_main():
         console = Console(quiet=True)
-    paths = [Path(workdir).absolute() for workdir in workdirs]
-    configs = []
-    for seed in seeds:
-        own = ml_collections.ConfigDict(config.to_dict())
-        own.seed = seed
-        configs.append(own)
+    workdir = Path(workdir).absolute()
     precision = jax.default_matmul_precision(config.matmul_precision)
     with contextlib.ExitStack() as held, stop_requests() as own_request, precision:
-        processes.on_main(partial(_hold, held, paths), UserError)
-        for own, path in zip(configs, paths, strict=True):
-            processes.on_main(partial(claim, own, path), UserError)
+        processes.on_main(lambda: held.enter_context(only_user(workdir)), UserError)
+        processes.on_main(partial(claim, config, workdir), UserError)
 
         def stop_requested() -> str | None:
             request = own_request()
             return request or "A signal" if processes.any_of(request is not None) else None
 
-        spec = data_specs.spec(config)
-        algorithm = create_algorithm(
-            config, spec.image_shape, spec.num_classes, devices, len(seeds)
-        )
-        load = data.loader(config, spec)
-        test = put_batches(None if spec.name == "none" else load("test"), devices=devices)
-        teacher_accuracy = create_accuracy(algorithm.models.teacher, test, spec)
-        variables = teacher.obtain_teacher(
-            config,
-            algorithm.models.teacher,
-            spec,
-            load,
-            teacher_accuracy,
-            paths[0],
-            console,
-            stop_requested,
-            devices,
-        )
-        for path in paths:
-            processes.on_main(partial(check_teacher, path, variables), UserError)
-        return _distil(
-            configs,
-            algorithm,
-            devices,
-            spec,
-            variables,
-            teacher_accuracy(variables),
-            create_accuracy(algorithm.models.student, test, spec),
-            paths,
-            console,
-            stop_requested,
-        )
+        distillation = _prepare(config, workdir, devices, console, stop_requested)
+        return _distil(config, workdir, distillation, console, stop_requested)
 
 
-def _hold(held: contextlib.ExitStack, folders: Sequence[Path]) -> None:
-    """Keep other processes out of the folders for as long as `held` is open."""
-    for folder in folders:
-        held.enter_context(only_user(folder))
+def _prepare(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    devices: Devices,
+    console: Console,
+    stop_requested: Callable[[], str | None],
+) -> Distillation:
+    """Put the run together, with its teacher, which is trained first where there is none."""
+    spec = data_specs.spec(config)
+    algorithm = create_algorithm(config, spec.image_shape, spec.num_classes, devices)
+    load = data.loader(config, spec)
+    test = put_batches(None if spec.name == "none" else load("test"), devices=devices)
+    accuracy = create_accuracy(algorithm.models.teacher, test, spec)
+    variables = teacher.obtain_teacher(
+        config,
+        algorithm.models.teacher,
+        spec,
+        load,
+        accuracy,
+        workdir,
+        console=console,
+        stop_requested=stop_requested,
+        devices=devices,
+    )
+    processes.on_main(partial(check_teacher, workdir, variables), UserError)
+    student_accuracy = create_accuracy(algorithm.models.student, test, spec)
+    return Distillation(algorithm, devices, spec, variables, accuracy(variables), student_accuracy)
 
 
 def _starting(
-    config: ml_collections.ConfigDict, algorithm: Algorithm, devices: Devices, spec: DatasetSpec
+    config: ml_collections.ConfigDict, distillation: Distillation
 ) -> Callable[[int], DistillState]:
     """`algorithm.init`, with the student of `config.student.checkpoint` if one is given."""
-    directory = config.student.get("checkpoint")
+    algorithm, directory = distillation.algorithm, config.student.get("checkpoint")
     if directory is None:
         return algorithm.init
-    variables = load_start(directory, algorithm.models.student, spec.image_shape)
+    variables = load_start(directory, algorithm.models.student, distillation.spec.image_shape)
 
     def init(seed: int) -> DistillState:
         state = algorithm.init(seed)
-        own = {"params": state.student.params, "batch_stats": state.student.batch_stats}
         given = {"batch_stats": {}, **variables}
-        given = jax.tree.map(lambda leaf, value: np.asarray(value, leaf.dtype), own, given)
-        # A copy for each seed, as an epoch consumes its state.
-        found = jax.tree.map(jnp.copy, devices.put(given))
+        given = jax.tree.map(
+            lambda leaf, value: np.asarray(value, leaf.dtype), _student(state), given
+        )
+        # A copy, as an epoch consumes its state.
+        found = jax.tree.map(jnp.copy, distillation.devices.put(given))
         return state.replace(student=state.student.replace(**found))
 
     return init
 
 
-def _devices(config: ml_collections.ConfigDict, seeds: int) -> Devices:
-    devices = devices_lib.choose(config)
-    if seeds > 1 and devices.count > 1:
-        raise UserError(
-            f"config.parallel.devices gives {devices.count} devices; several seeds at once "
-            "(--vectorize_seeds) run on 1."
-        )
-    return devices
-
-
 def _distil(
-    configs: list[ml_collections.ConfigDict],
-    algorithm: Algorithm,
-    devices: Devices,
-    spec: DatasetSpec,
-    teacher_variables: teacher.Variables,
-    teacher_accuracy: float | None,
-    student_accuracy: Accuracy,
-    workdirs: list[Path],
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    distillation: Distillation,
     console: Console,
     stop_requested: Callable[[], str | None],
-) -> list[dict[str, Any]]:
-    config, count = configs[0], len(configs)
-    states, runs = resume(configs, workdirs, _starting(config, algorithm, devices, spec), console)
-    state, saved = stack(states), len(runs[0].history)
-    closing = contextlib.ExitStack()  # also when the run is stopped or diverges
-    outputs = [Outputs(r, teacher_accuracy) for r in runs]
-    for out in outputs:
-        closing.callback(out.close)
-
-    def draw_figures(states: list[Any]) -> None:
-        variables = devices.local(teacher_variables)
-        for out, s in zip(outputs, states, strict=True):
-            out.figures(algorithm, devices.local(s), variables, spec)
-
-    said: set[tuple[str, int]] = set()  # of which run what was warned of, once each
-    drawn = time.monotonic()
-    student_steps = config.iterations_per_epoch * config.student.steps
+) -> dict[str, Any]:
+    """The epochs that are left, each measured and recorded; the summary."""
+    state, own = resume(config, workdir, _starting(config, distillation), console)
+    saved, student_steps = len(own.history), config.iterations_per_epoch * config.student.steps
+    teacher_accuracy, num_classes = distillation.teacher_accuracy, distillation.spec.num_classes
     fields = student_fields(teacher_accuracy is not None)
-    split = data.tested_split(config.dataset)
-    known = (
-        "no test data" if teacher_accuracy is None else f"{split} accuracy {teacher_accuracy:.2f} %"
-    )
-    with closing, Progress(config.epochs, saved, "student", fields, console) as progress:
-        progress.log(
-            f"Distilling {config.teacher.model} ({known}) into "
-            f"{config.student.model} by {config.method}"
-            + (f", {count} seeds at once" if count > 1 else "")
-            + (f", on {devices.count} devices" if devices.count > 1 else "")
-            + (f", after epoch {saved}." if saved else ".")
-        )
+    outputs = Outputs(own, teacher_accuracy)
+    said: set[str] = set()  # what was warned of, once each
+    drawn = time.monotonic()
+    with (
+        contextlib.closing(outputs),  # also when the run is stopped or diverges
+        Progress(config.epochs, saved, "student", fields, console) as progress,
+    ):
+        progress.log(_opening(config, distillation, saved))
         for epoch in range(saved + 1, config.epochs + 1):
-            started = time.perf_counter()
-            state, metrics = algorithm.epoch(state, teacher_variables)
-            jax.block_until_ready(metrics)  # which reads nothing
-            seconds = (time.perf_counter() - started) / count
-            if epoch == 1:
-                state = algorithm.keep_early(state, teacher_variables)
-            states = unstack(state, count)
-            measured = [
-                (algorithm.agreement(s, teacher_variables), student_accuracy.correct(_student(s)))
-                for s in states
-            ]
-            metrics, measured = jax.device_get((metrics, measured))  # the epoch's one transfer
-            _check_finite(metrics, epoch, saved, runs[0].manager.directory)
+            state, record, broken = _epoch(distillation, state, epoch)
+            if broken:
+                raise _diverged(broken, epoch, saved, own.manager.directory)
+            own.history.append(record)
             last = epoch == config.epochs
             request = None if last else stop_requested()
             due = last or request or epoch % config.checkpoint_every == 0
-            for i, (r, out, s) in enumerate(zip(runs, outputs, states, strict=True)):
-                agreement, correct = measured[i]
-                own = {name: float(np.atleast_1d(value)[i]) for name, value in metrics.items()}
-                own |= {name: float(value) for name, value in agreement.items()}
-                record = _record(epoch, own, student_accuracy.percent(correct), seconds)
-                r.history.append(record)
-                if due:
-                    checkpoint.save(r.manager, epoch, s, r.history)
-                out.record(record)
-            saved = epoch if due else saved
-            progress.update({**record, "steps_per_second": student_steps / seconds})
-            for i, (r, out) in enumerate(zip(runs, outputs, strict=True)):
-                for kind, sentence in out.warnings(spec.num_classes).items():
-                    if (kind, i) not in said:
-                        said.add((kind, i))
-                        whose = f" (seed {r.config.seed})" if count > 1 else ""
-                        progress.log(f"Warning{whose}: {sentence}")
+            if due:
+                checkpoint.save(own.manager, epoch, state, own.history)
+                saved = epoch
+            outputs.record(record)
+            progress.update({**record, "steps_per_second": student_steps / record["seconds"]})
+            for kind, sentence in outputs.warnings(num_classes).items():
+                if kind not in said:
+                    said.add(kind)
+                    progress.log(f"Warning: {sentence}")
             if last:
                 break
             # Saving takes a while, in which a signal may come as well.
@@ -254,40 +182,91 @@ def _distil(
             if request:
                 raise Stopped(f"{request} came; epoch {epoch} is saved.")
             if processes.from_main(time.monotonic() - drawn > FIGURE_SECONDS):
-                draw_figures(states)
+                _draw_figures(outputs, distillation, state)
                 drawn = time.monotonic()
-        draw_figures(unstack(state, count))
-    for r in runs:
-        r.manager.close()
-    return [out.summary(student_steps, spec.num_classes, console) for out in outputs]
+        _draw_figures(outputs, distillation, state)
+    own.manager.close()
+    return outputs.summary(student_steps, num_classes, console)
+
+
+def _opening(config: ml_collections.ConfigDict, distillation: Distillation, saved: int) -> str:
+    """What a run says before its first epoch, `saved` epochs being done."""
+    accuracy, count = distillation.teacher_accuracy, distillation.devices.count
+    split = data.tested_split(config.dataset)
+    known = "no test data" if accuracy is None else f"{split} accuracy {accuracy:.2f} %"
+    return (
+        f"Distilling {config.teacher.model} ({known}) into "
+        f"{config.student.model} by {config.method}"
+        + (f", on {count} devices" if count > 1 else "")
+        + (f", after epoch {saved}." if saved else ".")
+    )
+
+
+def _epoch(
+    distillation: Distillation, state: DistillState, epoch: int
+) -> tuple[DistillState, dict[str, Any], str | None]:
+    """One epoch, measured.
+
+    Args:
+      distillation: of the run.
+      state: before it; consumed.
+      epoch: its number.
+
+    Returns:
+      The state after it, its line of `metrics.jsonl`, and what became non-finite, None if nothing.
+    """
+    algorithm, variables = distillation.algorithm, distillation.teacher_variables
+    accuracy = distillation.student_accuracy
+    started = time.perf_counter()
+    state, metrics = algorithm.epoch(state, variables)
+    jax.block_until_ready(metrics)  # which reads nothing
+    seconds = time.perf_counter() - started
+    if epoch == 1:
+        state = algorithm.keep_early(state, variables)
+    measured = algorithm.agreement(state, variables), accuracy.correct(_student(state))
+    # The epoch's one transfer.
+    metrics, (agreement, correct) = jax.device_get((metrics, measured))
+    broken = _non_finite(metrics)
+    values = {name: float(value) for name, value in {**metrics, **agreement}.items()}
+    return state, _record(epoch, values, accuracy.percent(correct), seconds), broken
 
 
 def _student(state: DistillState) -> teacher.Variables:
     return {"params": state.student.params, "batch_stats": state.student.batch_stats}
 
 
-def _check_finite(metrics: dict[str, Any], epoch: int, saved: int, directory: Any) -> None:
-    """Take what says whether the epoch was finite out of its metrics, and end the run if not.
+def _draw_figures(outputs: Outputs, distillation: Distillation, state: DistillState) -> None:
+    local = distillation.devices.local
+    variables = local(distillation.teacher_variables)
+    outputs.figures(distillation.algorithm, local(state), variables, distillation.spec)
 
-    Args:
-      metrics: of `algorithm.epoch`; of several seeds, arrays.
-      epoch: their number.
-      saved: the newest epoch of which there is a checkpoint; 0 for none.
-      directory: of the checkpoints.
-    """
+
+def _non_finite(metrics: dict[str, Any]) -> str | None:
+    """Take what says whether the epoch was finite out of its metrics; what was not, if anything."""
     words = {
         "finite": "A loss",
         "finite_student": "A parameter of the student",
         "finite_generator": "A parameter of the generator",
         "finite_replay": "A value of the replay",
     }
-    broken = [what for key, what in words.items() if not np.all(metrics.pop(key))]
-    if broken:
-        kept = f"the last good checkpoint, of epoch {saved}, is in {directory}"
-        raise NonFinite(
-            f"{broken[0]} became non-finite in epoch {epoch}; "
-            f"{kept if saved else 'no checkpoint was saved before'}."
-        )
+    broken = [what for key, what in words.items() if not metrics.pop(key)]
+    return broken[0] if broken else None
+
+
+def _diverged(broken: str, epoch: int, saved: int, directory: Any) -> NonFinite:
+    """The error that ends the run.
+
+    Args:
+      broken: what became non-finite.
+      epoch: when.
+      saved: the newest epoch of which there is a checkpoint; 0 for none.
+      directory: of the checkpoints.
+    """
+    kept = f"the last good checkpoint, of epoch {saved}, is in {directory}"
+    return NonFinite(
+        f"{broken} became non-finite in epoch {epoch}; "
+        f"{kept if saved else 'no checkpoint was saved before'}."
+    )
 
 
 def _record(

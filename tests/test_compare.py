@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from configs import cifar10_cnn, cifar100
-from dfkd_jax import command_line, compare, results, train
-from dfkd_jax.child_process import Outcome, run_seeds
+from dfkd_jax import command_line, compare, results
+from dfkd_jax.child_process import Outcome
 from dfkd_jax.config import UserError, to_dict
 from dfkd_jax.overall_progress import OverallProgress
 from tests.conftest import tiny_config
@@ -48,7 +48,7 @@ def test_every_value_of_a_varied_field_is_a_combination(tmp_path):
         (lr, mix) for lr in (0.1, 0.9) for mix in (True, False)
     }
     jobs, _ = compare.plan(found, 1, tmp_path)
-    assert len({job.workdirs[0] for job in jobs}) == 4 and " " not in str(jobs[0].workdirs[0])
+    assert len({job.workdir for job in jobs}) == 4 and " " not in str(jobs[0].workdir)
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,10 @@ def test_finished_runs_are_not_planned_again(tmp_path):
     names = [job.name for job in jobs]
     assert names == ["mb-dfkd, seed 1", "lra-mb_exact, seed 1", "lra-mb_exact, seed 2"]
     assert finished == 1
-    assert jobs[2].workdirs == [tmp_path / "runs/lra-mb_exact/seed2"]
-    jobs, finished = compare.plan(found, 3, tmp_path, together=True)
-    assert [job.seeds for job in jobs] == [[1, 3], [1, 2, 3]] and finished == 1
-    assert jobs[0].name == "mb-dfkd, seeds 1, 3"
+    assert jobs[2].workdir == tmp_path / "runs/lra-mb_exact/seed2"
+    jobs, finished = compare.plan(found, 3, tmp_path)
+    assert [job.config.seed for job in jobs] == [1, 3, 1, 2, 3] and finished == 1
+    assert [c.config.seed for c in found] == [1, 1]
 
 
 @pytest.mark.parametrize("module", [cifar100, cifar10_cnn])
@@ -157,9 +157,9 @@ def test_jobs_of_configurations_with_derived_fields_reach_a_child_process(module
     # There a field is derived from another, by a function that no pickle takes.
     found = [compare.Combination("lra-mb exact", module.get_config())]
     (job,), _ = compare.plan(found, 1, tmp_path)
-    config, workdirs, seeds = pickle.loads(pickle.dumps((job.config, job.workdirs, job.seeds)))
-    assert to_dict(config) == to_dict(found[0].config) and seeds == [1]
-    assert workdirs == [tmp_path / "runs/lra-mb_exact/seed1"]
+    config, workdir = pickle.loads(pickle.dumps((job.config, job.workdir)))
+    assert to_dict(config) == to_dict(found[0].config) and config.seed == 1
+    assert workdir == tmp_path / "runs/lra-mb_exact/seed1"
 
 
 def test_seeds_count_from_the_configurations_own(tmp_path):
@@ -167,25 +167,9 @@ def test_seeds_count_from_the_configurations_own(tmp_path):
         lambda method: tiny_config(method, seed=40), ["dafl"], BOTH, tmp_path
     )
     jobs, _ = compare.plan(found, 2, tmp_path)
-    assert [job.seeds for job in jobs] == [[40], [41]]
+    assert [job.config.seed for job in jobs] == [40, 41]
     with pytest.raises(UserError, match="--seeds is 0; allowed is 1 or more"):
         compare.plan(found, 0, tmp_path)
-
-
-def test_seeds_at_once_run_on_one_of_several_devices(tmp_path, monkeypatch):
-    called = {}
-    monkeypatch.setattr(train, "run_seeds", lambda config, *rest: called.update(config=config))
-    config = tiny_config(**{"parallel.devices": 0})
-    run_seeds(config, [tmp_path / "1", tmp_path / "2"], [1, 2])
-    assert called["config"].parallel.devices == 1 and config.parallel.devices == 0
-
-    def load(method):
-        return tiny_config(method, **{"parallel.devices": 4})
-
-    found = compare.combinations(load, ["mb-dfkd"], BOTH, tmp_path)
-    assert len(compare.plan(found, 2, tmp_path)[0]) == 2
-    with pytest.raises(UserError, match=r"config\.parallel\.devices is 4; .* allowed are 0 and 1"):
-        compare.plan(found, 2, tmp_path, together=True)
 
 
 def test_the_folder_of_another_configuration_is_refused(tmp_path):
@@ -198,10 +182,10 @@ def test_the_folder_of_another_configuration_is_refused(tmp_path):
 def test_a_log_gets_a_line_for_each_run_with_the_time_left(tmp_path):
     out = io.StringIO()
     with OverallProgress(4, 1, Console(file=out, width=200)) as progress:
-        progress.start("a, seed 1", tmp_path, 2, 1)
+        progress.start("a, seed 1", tmp_path, 2)
         progress.poll()
         progress.finish("a, seed 1", 60.0, Outcome(True))
-        progress.start("a, seed 2", tmp_path, 2, 1)
+        progress.start("a, seed 2", tmp_path, 2)
         progress.finish("a, seed 2", 5.0, Outcome(False, "A loss became non-finite."))
     first, second = out.getvalue().splitlines()
     assert first == "run 2/4  a, seed 1  0:01:00  left 0:02:00  finished"
@@ -214,6 +198,6 @@ def test_a_terminal_gets_a_bar(tmp_path):
     console = Console(file=out, width=200, force_terminal=True, _environ={"TERM": "xterm"})
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with OverallProgress(2, 0, console) as progress:
-        progress.start("a, seed 1", tmp_path, 3, 1)
+        progress.start("a, seed 1", tmp_path, 3)
         progress.finish("a, seed 1", 60.0, Outcome(True))
     assert "a, seed 1  epoch 1/3" in out.getvalue() and "1/2" in out.getvalue()

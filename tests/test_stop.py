@@ -121,7 +121,7 @@ def test_a_comparison_whose_child_alone_was_stopped_is_stopped_itself(
     tmp_path, monkeypatch, stopped
 ):
     config = tiny_config(**{"teacher.checkpoint": str(untrained_teacher(tmp_path / "teacher"))})
-    job = compare.Job("mb-dfkd", config, [1], [tmp_path / "run"])
+    job = compare.Job("mb-dfkd", config, tmp_path / "run")
     outcome = Outcome(False, "SIGTERM came; epoch 2 is saved.", stopped)
     monkeypatch.setattr(compare, "in_child", lambda *args: outcome)
     if stopped:

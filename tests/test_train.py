@@ -1,4 +1,4 @@
-"""Runs in this process: several seeds at once, the teacher, and what training one uses."""
+"""Runs in this process, the teacher, and what training one uses."""
 
 import shutil
 
@@ -15,80 +15,32 @@ from dfkd_jax.config import UserError
 from dfkd_jax.data_table import SPECS
 from dfkd_jax.draw import stream
 from dfkd_jax.evaluate import create_accuracy, put_batches
-from dfkd_jax.resume import stack, unstack
-from dfkd_jax.train import run, run_seeds
-from tests.conftest import cast, same_bits, tiny_config
-from tests.test_devices import FIELDS, SPEC, error, on, start
+from dfkd_jax.train import run
+from tests.conftest import same_bits, tiny_config
+from tests.test_devices import SPEC, on
 
 QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """Two seeds, one after the other, with the teacher of the first."""
-    root = tmp_path_factory.mktemp("alone")
-    for seed in (1, 2):
-        config = tiny_config(seed=seed)
-        config.teacher.checkpoint = None if seed == 1 else str(root / "1" / "teacher")
-        run(config, root / str(seed), QUIET)
-    return root
-
-
-def shared_teacher(alone, **fields):
-    return tiny_config(**{"teacher.checkpoint": str(alone / "1" / "teacher"), **fields})
-
-
-def assert_close(a, b):
-    for x, y in zip(*(results.read_metrics(d / "metrics.jsonl") for d in (a, b)), strict=True):
-        coarse = {
-            key for key in x if key.endswith(("_agreement", "_share"))
-        }  # percent of a few images
-        for key in x.keys() - coarse - {"seconds", "student_accuracy"}:
-            np.testing.assert_allclose(x[key], y[key], rtol=2e-2, atol=2e-3, err_msg=key)
-        assert abs(x["student_accuracy"] - y["student_accuracy"]) < 1.0
+def finished(tmp_path_factory):
+    """A run with its teacher."""
+    workdir = tmp_path_factory.mktemp("finished")
+    run(tiny_config(), workdir, QUIET)
+    return workdir
 
 
 @pytest.mark.slow
-def test_seeds_trained_at_once_give_the_curves_of_each_alone(alone, tmp_path):
-    config = shared_teacher(alone)
-    workdirs = [tmp_path / "1", tmp_path / "2"]
-    summaries = run_seeds(config, workdirs, [1, 2], QUIET)
-    assert [summary["seed"] for summary in summaries] == [1, 2]
-    for seed in ("1", "2"):
-        assert_close(alone / seed, tmp_path / seed)
-    before = results.read_metrics(tmp_path / "2" / "metrics.jsonl")
-
-    # One of them lost its last epoch: both go on from the last common one.
-    shutil.rmtree(tmp_path / "1" / "checkpoints" / "3")
-    run_seeds(config, workdirs, [1, 2], QUIET)
-    after = results.read_metrics(tmp_path / "2" / "metrics.jsonl")
-    for x, y in zip(before, after, strict=True):
-        assert {**x, "seconds": 0} == {**y, "seconds": 0}
-
-
-@pytest.mark.slow
-def test_seeds_at_once_with_generative_replay_take_the_steps_of_each_alone(x64):
-    config = tiny_config("lra-gr", **FIELDS, **{"meta.variant": "first_order"})
-    one, state, variables = start(config, on(1))
-    states = [state, cast(one.init(2), jnp.float64)]
-    both = create_algorithm(config, SPEC.image_shape, SPEC.num_classes, on(1), seeds=2)
-    together, metrics = both.epoch(stack(states), variables)
-    for i, (state, found) in enumerate(zip(states, unstack(together, 2), strict=True)):
-        expected, own = one.epoch(state, variables)
-        assert error(expected, found) < 1e-10
-        assert error(own, {name: value[i] for name, value in metrics.items()}) < 1e-10
-    assert int(expected.replay.observations) == 6
-
-
-@pytest.mark.slow
-def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(alone):
+def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(finished, tmp_path):
     algorithm = create_algorithm(tiny_config(), SPEC.image_shape, SPEC.num_classes, on(1))
     teacher_model, student_model = algorithm.models.teacher, algorithm.models.student
-    variables = teacher.load_teacher(alone / "1" / "teacher", teacher_model, SPEC.image_shape)
-    manager = checkpoint.open_checkpoints(alone / "1" / "checkpoints")
+    variables = teacher.load_teacher(finished / "teacher", teacher_model, SPEC.image_shape)
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    manager = checkpoint.open_checkpoints(tmp_path / "checkpoints")
     fresh = algorithm.init(1)
-    saved = [checkpoint.restore_latest(manager, fresh, pytest.fail, newest=n) for n in (3, 2)]
-    (last, history), (before, _) = saved
+    last, history = checkpoint.restore_latest(manager, fresh, pytest.fail)
+    manager.delete(3)
+    before, _ = checkpoint.restore_latest(manager, fresh, pytest.fail)
     assert len(history) == 3 and same_bits(last.early, before.early)
     for state, record in ((last, history[2]), (before, history[1])):
         own = {"params": state.student.params, "batch_stats": state.student.batch_stats}
@@ -106,8 +58,8 @@ def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(alone
 
 
 @pytest.mark.slow
-def test_a_teacher_whose_weights_are_of_another_network_is_refused(alone, tmp_path):
-    shutil.copytree(alone / "1" / "teacher", tmp_path / "teacher")
+def test_a_teacher_whose_weights_are_of_another_network_is_refused(finished, tmp_path):
+    shutil.copytree(finished / "teacher", tmp_path / "teacher")
     card = results.read_json(tmp_path / "teacher" / teacher.CARD)
     results.write_json(tmp_path / "teacher" / teacher.CARD, {**card, "model": "cnn"})
     config = tiny_config(
