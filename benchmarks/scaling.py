@@ -11,6 +11,7 @@ with `--config.student.model=benchmarks.vit:ViTB16`.
 import os
 import re
 import sys
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,15 +21,13 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
-from dfkd_jax import command_line, convolution, data_specs
-from dfkd_jax.axis import ONE, Axis
+from dfkd_jax import command_line, convolution, data_specs, steps
+from dfkd_jax.algorithm import create_parts
 from dfkd_jax.command_line import CONFIG
-from dfkd_jax.devices import AXIS, Devices, mapped
+from dfkd_jax.devices import AXIS, WHOLE, Devices, mapped
+from dfkd_jax.epoch import nothing_measured, recorded
 from dfkd_jax.gradients_flag import chosen_gradients, with_gradient
-from dfkd_jax.models import create_models
-from dfkd_jax.replay import create_replay
 from dfkd_jax.state import layout_of
-from dfkd_jax.steps import create_steps
 
 DEVICES = flags.DEFINE_integer("devices", 8, "How many devices share the batch.")
 _BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
@@ -65,21 +64,18 @@ def cost(config: ml_collections.ConfigDict, devices: Devices, step: str) -> Cost
     Args:
       config: of a run.
       devices: under shard_map; their memory is not used.
-      step: a field of `dfkd_jax.steps.Steps`, such as "student_step".
+      step: of `dfkd_jax.steps`, such as "student_step".
     """
     spec = data_specs.spec(config)
-    models = create_models(config, spec.image_shape, spec.num_classes, devices.axis.name)
-
-    def steps_of(axis: Axis) -> tuple:
-        replay = create_replay(config, spec.image_shape, spec.num_classes, axis=axis)
-        return replay, create_steps(config, models, replay, spec.image_shape, axis=axis)
-
-    replay, steps = steps_of(devices.axis)
-    state = jax.eval_shape(steps_of(ONE)[1].init, jax.random.key(0))  # of whole arrays
+    facts = (config, spec.image_shape, spec.num_classes)
+    whole, parts = create_parts(*facts), create_parts(*facts, devices.axis)
+    state = jax.eval_shape(lambda: steps.init(whole, jax.random.key(0)))
     image = jnp.zeros((2, *spec.image_shape))
-    teacher = jax.eval_shape(lambda: models.teacher.init(jax.random.key(0), image, train=False))
-    function = mapped(devices, layout_of(replay and replay.layout)).step(getattr(steps, step))
-    compiled = function.lower(state, teacher).compile()
+    teacher = jax.eval_shape(lambda: parts.teacher.init(jax.random.key(0), image, train=False))
+    carry = (state, jax.eval_shape(partial(nothing_measured, whole), state, teacher))
+    layout = (layout_of(whole.method.replay.layout), WHOLE)
+    function = mapped(devices, layout).step(recorded(partial(getattr(steps, step), parts)))
+    compiled = function.lower(carry, teacher).compile()
     counted, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return Cost(
         counted["flops"],
@@ -110,7 +106,7 @@ def main(arguments: list[str]) -> None:
             flush=True,
         )
 
-    row("generator", "generator_step")
+    row("generator", "update_step")
     if config.replay.kind == "generative":
         row("observe", "observe_step")
     for variant in chosen_gradients(default=("none", "first_order", "exact", "exact_hvp")):

@@ -100,7 +100,7 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     meta.measure_alignment = True  # cosine of ∇L_ret and ∇L_acq at θ, one more backward pass
 
     config.replay = replay = ml_collections.ConfigDict()
-    replay.kind = "memory_bank"  # a key of dfkd_jax.replay.SCHEMES
+    replay.kind = "memory_bank"  # a key of dfkd_jax.schemes.SCHEMES
     replay.capacity = 10  # entries of the memory bank
     replay.entry_size = batch_size // 8  # images of an entry, and of a retention batch
     replay.push_period = 5  # a push at the end of the first unit, then of every so many-th

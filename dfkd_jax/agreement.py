@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import ml_collections
 from jax import lax
 
+from dfkd_jax import steps
 from dfkd_jax.draw import stream
 from dfkd_jax.losses import l1_distance
-from dfkd_jax.models import Models
-from dfkd_jax.replay import ReplayScheme
 from dfkd_jax.state import DistillState
-from dfkd_jax.steps import Steps, Variables
+from dfkd_jax.steps import Parts, Variables
 
 Agreement = Callable[[DistillState, Variables], dict[str, jax.Array]]
 
@@ -46,9 +45,7 @@ def spread(images: jax.Array) -> jax.Array:
 
 def create_agreement(
     config: ml_collections.ConfigDict,
-    models: Models,
-    replay: ReplayScheme | None,
-    steps: Steps,
+    parts: Parts,
 ) -> Agreement:
     """(state, teacher variables) -> what they agree on now; pure, draws from a stream of its own.
 
@@ -67,6 +64,8 @@ def create_agreement(
     Those of the memory are NaN without replay and while there is nothing to replay.
     """
 
+    replay = parts.method.replay
+
     def measure(state: DistillState, teacher_variables: Variables) -> dict[str, jax.Array]:
         variables = {"params": state.student.params, "batch_stats": state.student.batch_stats}
         keys = {
@@ -74,23 +73,21 @@ def create_agreement(
             for name in ("generated", "memory")
         }
 
-        def teacher(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return models.teacher.apply(teacher_variables, images, train=False)
-
-        fresh = steps.images(state, keys["generated"])
-        sets = {"generated": (fresh, teacher(fresh)[0])}
-        if replay is not None:
+        teacher = steps.view(parts, state, teacher_variables).teacher
+        fresh = steps.generated(parts, state, keys["generated"])
+        sets = {"generated": (fresh, teacher(fresh).logits)}
+        if replay.observed_images:
             recalls = -(-config.batch_size // config.replay.entry_size)
             recalled = jax.vmap(lambda key: replay.recall(state.replay, key, teacher))(
                 jax.random.split(keys["memory"], recalls)
             )
-            parts = (recalled.images, recalled.logits)
-            sets["memory"] = tuple(part.reshape(-1, *part.shape[2:]) for part in parts)
+            both = (recalled.images, recalled.logits)
+            sets["memory"] = tuple(part.reshape(-1, *part.shape[2:]) for part in both)
         images = jnp.concatenate([images for images, _ in sets.values()])
-        student, _ = models.student.apply(variables, images, train=False)  # once: less to compile
+        student, _ = parts.student.apply(variables, images, train=False)  # once: less to compile
         nothing = dict.fromkeys(("memory_agreement", "memory_distance"), jnp.full((), jnp.nan))
         measured = {
-            "early_agreement": steps.early_agreement(state),
+            "early_agreement": steps.early_agreement(parts, state),
             "generated_class_share": class_share(sets["generated"][1]),
             "generated_spread": spread(fresh),
             **nothing,
@@ -100,7 +97,7 @@ def create_agreement(
             same = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted, axis=-1)
             measured[f"{name}_agreement"] = 100.0 * jnp.mean(same)
             measured[f"{name}_distance"] = jnp.mean(l1_distance(logits, wanted))
-        if replay is not None:
+        if replay.observed_images:
             some = recalled.weight[0] > 0
             measured |= {name: jnp.where(some, measured[name], jnp.nan) for name in nothing}
         return measured

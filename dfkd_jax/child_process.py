@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import ml_collections
 
-from dfkd_jax import data, data_specs, teacher
+from dfkd_jax import data, data_specs, schemes, teacher
 from dfkd_jax import devices as devices_lib
+from dfkd_jax.accuracy import create_accuracy, put_batches
 from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
 from dfkd_jax.compilation import keep_compiled_programs
 from dfkd_jax.config import UserError
-from dfkd_jax.evaluate import create_accuracy, put_batches
 from dfkd_jax.host_memory import keep_freed_memory
 from dfkd_jax.models import create_models
 from dfkd_jax.progress import default_console
@@ -48,7 +48,7 @@ def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> Non
     spec = data_specs.spec(config)
     load = data.loader(config, spec)
     model = create_models(config, spec.image_shape, spec.num_classes).teacher
-    devices = devices_lib.choose(config)
+    devices = devices_lib.choose(config.parallel, schemes.split_sizes(config))
     with stop_requests() as stop_requested:
         accuracy = create_accuracy(model, put_batches(load("test"), devices=devices), spec)
         arguments = (config, model, spec, load, accuracy, Path(workdir), default_console())

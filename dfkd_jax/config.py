@@ -15,7 +15,7 @@ from dfkd_jax import (
     meta,
     models,
     objectives,
-    replay,
+    schemes,
     student,
     teacher,
 )
@@ -81,7 +81,7 @@ def _check_choices(config: ml_collections.ConfigDict) -> None:
         "loss.entropy_logarithm": losses.LOGARITHMS,
         "generator.student_mode": STUDENT_MODES,
         "meta.variant": INNER_VARIANTS,
-        "replay.kind": replay.SCHEMES,
+        "replay.kind": schemes.SCHEMES,
         "replay.push_unit": ("epoch", "iteration"),
     }
     for field, allowed in choices.items():

@@ -8,7 +8,7 @@ A layout is a pytree prefix of the state: the array axis that is split, or WHOLE
 device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from dfkd_jax import replay
 from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.errors import UserError
 
@@ -93,13 +92,17 @@ class Mapped(NamedTuple):
     settle: Callable[[Any], Any]  # a mapped state, waited for where steps may not queue up
 
 
-def choose(config: ml_collections.ConfigDict) -> Devices:
+def choose(parallel: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> Devices:
     """The devices that `config.parallel` asks for.
+
+    Args:
+      parallel: config.parallel.
+      sizes: what is split over the devices, by the fields of the configuration that give it.
 
     Raises:
       UserError: there are not so many, or batch or memory cannot be split over them; one sentence.
     """
-    count, available = config.parallel.devices or jax.device_count(), jax.device_count()
+    count, available = parallel.devices or jax.device_count(), jax.device_count()
     if jax.process_count() > 1 and count != available:
         raise UserError(
             f"config.parallel.devices is {count}; with {jax.process_count()} processes all "
@@ -110,17 +113,13 @@ def choose(config: ml_collections.ConfigDict) -> Devices:
             f"config.parallel.devices is {count}; there are {available}, allowed are 0 (all) "
             f"to {available}."
         )
-    split = {"batch_size": config.batch_size}
-    if config.teacher.checkpoint is None:
-        split["teacher.batch_size"] = config.teacher.batch_size
-    split |= replay.split_sizes(config)
-    for field, size in split.items():
+    for field, size in sizes.items():
         if size % count:
             raise UserError(
                 f"config.{field} is {size}, which {count} devices cannot share equally; allowed "
                 f"are multiples of {count} (or config.parallel.devices that divides it)."
             )
-    return Devices(Mesh(np.array(jax.devices()[:count]), (AXIS,)), config.parallel.mapping)
+    return Devices(Mesh(np.array(jax.devices()[:count]), (AXIS,)), parallel.mapping)
 
 
 def mapped(devices: Devices, layout: Layout) -> Mapped:

@@ -26,8 +26,9 @@ from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.devices import WHOLE
 from dfkd_jax.encoder import Encoder
 from dfkd_jax.generator import Generator
+from dfkd_jax.metrics import Metrics, measured
 from dfkd_jax.models import COMPUTE_DTYPES
-from dfkd_jax.replay import Batch, ReplayScheme, RetentionBatch, Teacher
+from dfkd_jax.replay import Batch, Replay, RetentionBatch, Teacher
 
 
 @struct.dataclass
@@ -151,7 +152,7 @@ def create(
     image_shape: tuple[int, int, int],
     num_classes: int,
     axis: Axis = ONE,
-) -> ReplayScheme:
+) -> Replay:
     """The scheme for one configuration.
 
     An observation is one Adam step of both networks on `vae_loss`, for the current images together
@@ -248,7 +249,7 @@ def create(
         key: jax.Array,
         iteration: jax.Array,
         teacher: Teacher,
-    ) -> GenerativeMemory:
+    ) -> tuple[GenerativeMemory, Metrics]:
         recall_key = draw.stream(key, "recall")
         own = recalled(memory, recall_key, teacher, train=True)
         parts = (batch, Batch(own.images, own.logits))
@@ -287,18 +288,19 @@ def create(
                 "generator": generator_updates["batch_stats"],
             }
 
-        gradient, batch_stats = jax.grad(loss, has_aux=True)(memory.params)
+        (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(memory.params)
         if settings.accumulate_recall_gradient:
             left = recall_gradient(memory, recall_key, teacher)
             gradient = jax.tree.map(lambda g, more: g + knows * more, gradient, left)
         gradient = axis.mean(gradient)
         updates, opt_state = optimizer.update(gradient, memory.opt_state)
-        return GenerativeMemory(
+        learned = GenerativeMemory(
             params=optax.apply_updates(memory.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
             observations=memory.observations + 1,
         )
+        return learned, {"memory_loss": measured(value)}
 
     def exhibit(memory: GenerativeMemory, count: int, key: jax.Array, teacher: Teacher) -> Batch:
         rounds = -(-count // recalled_images) if memory.observations > 0 else 0
@@ -312,7 +314,7 @@ def create(
         )
 
     observing = min(settings.observe_steps, config.student.steps)
-    return ReplayScheme(
+    return Replay(
         init,
         observe,
         recall,

@@ -169,7 +169,7 @@ def generator_loss(
     adversarial_temperature: float = 3.0,
     entropy_logarithm: str = "log10",
     axis: Axis = ONE,
-) -> jax.Array:
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """oh · one_hot + ie · information_entropy + a · activation + adversarial + bn · batch_norm.
 
     Args:
@@ -180,6 +180,9 @@ def generator_loss(
       adversarial_form: a key of `ADVERSARIAL`; adversarial_temperature: its τ.
       entropy_logarithm: a key of `LOGARITHMS`, of the information entropy.
       axis: over which the batch is split.
+
+    Returns:
+      The weighted sum, and each term that has a weight, without it.
     """
     chex.assert_equal_shape([teacher, student])
     terms = {
@@ -193,5 +196,7 @@ def generator_loss(
         ),
         "batch_norm": lambda: batch_norm_loss(layers),
     }
-    weighted = [w * terms[name]() for name, w in weights._asdict().items() if w != 0]
-    return sum(weighted, jnp.zeros((), jnp.asarray(teacher).dtype))
+    weighted = {name: w for name, w in weights._asdict().items() if w != 0}
+    values = {name: terms[name]() for name in weighted}
+    total = jnp.zeros((), jnp.asarray(teacher).dtype)
+    return sum((w * values[name] for name, w in weighted.items()), total), values

@@ -6,6 +6,7 @@ untrained and the memory empty: neither changes what is computed.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,13 +14,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dfkd_jax import data_specs
+from dfkd_jax import data_specs, steps
+from dfkd_jax.algorithm import create_parts
 from dfkd_jax.devices import WHOLE, Devices, mapped
-from dfkd_jax.epoch import create_epoch
-from dfkd_jax.models import create_models
-from dfkd_jax.replay import create_replay
+from dfkd_jax.epoch import create_epoch, observes_after
 from dfkd_jax.state import layout_of
-from dfkd_jax.steps import Step, create_steps
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 PRODUCT_SIDE = 2048  # of the matrices whose product measures the machine
@@ -46,29 +45,26 @@ class Program:
         self.clock = clock
         self.config = config
         spec = data_specs.spec(config)
-        models = create_models(config, spec.image_shape, spec.num_classes)
-        replay = create_replay(config, spec.image_shape, spec.num_classes)
-        steps = create_steps(config, models, replay, spec.image_shape)
+        parts = create_parts(config, spec.image_shape, spec.num_classes)
         device = Devices.first()
-        init = jax.jit(steps.init, out_shardings=device.shardings(WHOLE))
+        init = jax.jit(partial(steps.init, parts), out_shardings=device.shardings(WHOLE))
         self._state = init(jax.random.key(config.seed))
         images = jnp.zeros((2, *spec.image_shape))
-        self._teacher = jax.jit(lambda key: models.teacher.init(key, images, train=False))(
+        self._teacher = jax.jit(lambda key: parts.teacher.init(key, images, train=False))(
             jax.random.key(config.teacher.seed)
         )
-        self._observes_after = steps.observes_after
-        layout = layout_of(replay and replay.layout)
-        self._epoch = create_epoch(config, steps, mapped(device, layout))
+        self._observes_after = observes_after(parts)
+        layout = layout_of(parts.method.replay.layout)
+        self._epoch = create_epoch(config, parts, parts, mapped(device, (layout, WHOLE)))
 
-        def compiled(step: Step) -> Any:
+        def compiled(step: Callable[..., Any]) -> Any:
             with jax.default_matmul_precision(config.matmul_precision):
-                lowered = jax.jit(step, donate_argnums=0).lower(self._state, self._teacher)
-            return lowered.compile()
+                program = jax.jit(partial(step, parts), donate_argnums=0)
+                return program.lower(self._state, self._teacher).compile()
 
         started = time.perf_counter()
-        self._generator_step, self._student_step, self._observe_step = (
-            compiled(step)
-            for step in (steps.generator_step, steps.student_step, steps.observe_step)
+        self._update_step, self._student_step, self._observe_step = (
+            compiled(step) for step in (steps.update_step, steps.student_step, steps.observe_step)
         )
         self.compile_seconds = time.perf_counter() - started
         self.flops, self.temp_bytes = cost(self._student_step)
@@ -87,7 +83,7 @@ class Program:
 
         def work() -> None:
             for _ in range(self.config.generator.steps):
-                self._run(self._generator_step)
+                self._run(self._update_step)
             for observes in self._observes_after:
                 self._run(self._student_step)
                 if observes:
@@ -105,7 +101,7 @@ class Program:
         return self._timed(work)
 
     def _run(self, step: Callable[[Any, Any], Any]) -> None:
-        self._state = step(self._state, self._teacher)
+        self._state, _ = step(self._state, self._teacher)
 
     def _timed(self, work: Callable[[], None]) -> float:
         started = self.clock()

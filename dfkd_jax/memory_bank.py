@@ -15,7 +15,8 @@ from jax import lax
 from dfkd_jax import draw
 from dfkd_jax.axis import ONE, Axis
 from dfkd_jax.devices import WHOLE
-from dfkd_jax.replay import Batch, ReplayScheme, RetentionBatch, Teacher
+from dfkd_jax.metrics import Metrics
+from dfkd_jax.replay import Batch, Replay, RetentionBatch, Teacher
 
 
 @struct.dataclass
@@ -148,7 +149,7 @@ def create(
     image_shape: tuple[int, int, int],
     num_classes: int,
     axis: Axis = ONE,
-) -> ReplayScheme:
+) -> Replay:
     """The scheme of one configuration: pushes as `push_is_due`, a sample for every student step.
 
     Over several devices each keeps images of its own, its share of every entry.
@@ -173,10 +174,10 @@ def create(
         key: jax.Array,
         iteration: jax.Array,
         teacher: Teacher,
-    ) -> MemoryBank:
+    ) -> tuple[MemoryBank, Metrics]:
         del key, teacher
         due = push_is_due(iteration, period, unit)
-        return push(bank, batch.images, batch.logits, when=due)
+        return push(bank, batch.images, batch.logits, when=due), {}
 
     def recall(bank: MemoryBank, key: jax.Array, teacher: Teacher) -> RetentionBatch:
         del teacher  # the bank keeps its logits
@@ -187,7 +188,7 @@ def create(
         del key, teacher
         return Batch(*newest(bank, count))
 
-    return ReplayScheme(
+    return Replay(
         empty,
         observe,
         recall,

@@ -72,7 +72,7 @@ class Outputs:
                 workdir / "learning_curve.png",
                 data.tested_split(self._run.config.dataset),
             )
-            panels = samples.panels(algorithm, state, teacher_variables, spec)
+            panels = samples.panels(algorithm.parts, state, teacher_variables, spec)
             samples.write(panels, workdir / "samples.png")
 
     def warnings(self, num_classes: int) -> dict[str, str]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax.algorithm import Algorithm
+from dfkd_jax import steps
 from dfkd_jax.compilation import rarely_run
 from dfkd_jax.data import denormalize
 from dfkd_jax.data_table import DatasetSpec
@@ -15,13 +15,13 @@ from dfkd_jax.draw import stream
 from dfkd_jax.figures import Panel, sample_grid
 from dfkd_jax.replay import Batch
 from dfkd_jax.state import DistillState
-from dfkd_jax.steps import Variables
+from dfkd_jax.steps import Parts, Variables
 
 SHOWN = 16  # images of a panel
 
 
 def panels(
-    algorithm: Algorithm,
+    parts: Parts,
     state: DistillState,
     teacher_variables: Variables,
     spec: DatasetSpec,
@@ -31,15 +31,14 @@ def panels(
     # Op by op there would be a hundred programs to compile.
     @partial(jax.jit, compiler_options=rarely_run())
     def generated(state: DistillState, variables: Variables, key: jax.Array) -> Batch:
-        images = algorithm.steps.images(state, key)[:SHOWN]
-        return Batch(images, algorithm.models.teacher.apply(variables, images, train=False)[0])
-
-    def teacher(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return algorithm.models.teacher.apply(teacher_variables, images, train=False)
+        images = steps.generated(parts, state, key)[:SHOWN]
+        return Batch(images, steps.view(parts, state, variables).teacher(images).logits)
 
     key = stream(state.key, "show", state.student_steps)
     shown = [_panel("generator, now", generated(state, teacher_variables, key), spec)]
-    if (replay := algorithm.replay) is not None:
+    replay = parts.method.replay
+    if replay.observed_images:
+        teacher = steps.view(parts, state, teacher_variables).teacher
         shown.append(_panel(replay.title, replay.exhibit(state.replay, SHOWN, key, teacher), spec))
     return shown
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 from flax import struct
+from jax import lax
 
 from dfkd_jax.devices import WHOLE, Layout
 from dfkd_jax.replay import Batch
@@ -22,45 +22,35 @@ class Network:
 
 
 @struct.dataclass
-class Totals:
-    """Sums over the student and generator steps of the epoch in progress."""
-
-    acquisition_loss: jax.Array
-    retention_loss: jax.Array  # over the steps that replayed
-    gradient_alignment: jax.Array  # likewise
-    generator_loss: jax.Array
-    student_steps: jax.Array
-    replayed_steps: jax.Array
-    generator_steps: jax.Array
-
-    @classmethod
-    def zeros(cls) -> "Totals":
-        """Totals before the first step of an epoch."""
-        return cls(**{name: jnp.zeros(()) for name in cls.__dataclass_fields__})
-
-
-@struct.dataclass
 class DistillState:
     """Everything that changes while distilling; the frozen teacher is not in it."""
 
     key: jax.Array  # the run's random key, constant
     student_steps: jax.Array  # () int32, taken so far
-    generator_steps: jax.Array  # () int32
+    updates: jax.Array  # () int32, of the synthesizer so far
     student: Network
-    generator: Network
+    synthesizer: Any  # its state; of an adversarial one a `Network`
     replay: Any  # of the replay scheme; () without replay
     recent: Batch | tuple  # what the replay scheme observes next; () without replay
     early: Batch  # generated after the first epoch, to measure what is forgotten since
-    totals: Totals
 
 
-def layout_of(replay: Layout | None) -> DistillState:
-    """How the state is split over devices, given the layout of the replay state; None without."""
+def layout_of(replay: Layout) -> DistillState:
+    """How the state is split over devices, given the layout of the replay state."""
     split = {name: WHOLE for name in DistillState.__dataclass_fields__}
-    split["early"] = 0
-    if replay is not None:
-        split |= {"replay": replay, "recent": 0}
-    return DistillState(**split)
+    return DistillState(**{**split, "replay": replay, "recent": 0, "early": 0})
+
+
+def descend(
+    network: Network, gradient: Any, batch_stats: Any, optimizer: optax.GradientTransformation
+) -> Network:
+    """The network after one step of its optimizer, with these batch statistics."""
+    updates, opt_state = optimizer.update(gradient, network.opt_state, network.params)
+    return Network(
+        params=optax.apply_updates(network.params, updates),
+        batch_stats=lax.stop_gradient(batch_stats),
+        opt_state=opt_state,
+    )
 
 
 def student_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:

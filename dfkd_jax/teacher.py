@@ -21,13 +21,13 @@ from flax import struct, traverse_util
 from rich.console import Console
 
 from dfkd_jax import checkpoint, processes, results
+from dfkd_jax.accuracy import Accuracy
 from dfkd_jax.compilation import rarely_run
 from dfkd_jax.data import Split, normalize
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.devices import WHOLE, Devices
 from dfkd_jax.draw import stream
 from dfkd_jax.errors import UserError
-from dfkd_jax.evaluate import Accuracy
 from dfkd_jax.finite import NonFinite, all_finite, check_variables
 from dfkd_jax.progress import TEACHER_FIELDS, Progress
 from dfkd_jax.stop import Stopped

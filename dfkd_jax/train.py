@@ -17,14 +17,14 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
-from dfkd_jax import checkpoint, data, data_specs, processes, results, teacher
+from dfkd_jax import checkpoint, data, data_specs, processes, results, schemes, teacher
 from dfkd_jax import config as config_lib
 from dfkd_jax import devices as devices_lib
+from dfkd_jax.accuracy import Accuracy, create_accuracy, put_batches
 from dfkd_jax.algorithm import Algorithm, create_algorithm
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import DatasetSpec
 from dfkd_jax.devices import Devices
-from dfkd_jax.evaluate import Accuracy, create_accuracy, put_batches
 from dfkd_jax.finite import NonFinite
 from dfkd_jax.folder_lock import only_user
 from dfkd_jax.outputs import Outputs
@@ -69,7 +69,7 @@ def run(
       Stopped: SIGTERM or Ctrl-C came; the same call goes on after the last finished epoch.
     """
     config_lib.check(config)
-    devices = devices_lib.choose(config)
+    devices = devices_lib.choose(config.parallel, schemes.split_sizes(config))
     console = console or default_console()
     if not processes.is_main():
         console = Console(quiet=True)
@@ -99,10 +99,10 @@ def _prepare(
     algorithm = create_algorithm(config, spec.image_shape, spec.num_classes, devices)
     load = data.loader(config, spec)
     test = put_batches(None if spec.name == "none" else load("test"), devices=devices)
-    accuracy = create_accuracy(algorithm.models.teacher, test, spec)
+    accuracy = create_accuracy(algorithm.parts.teacher, test, spec)
     variables = teacher.obtain_teacher(
         config,
-        algorithm.models.teacher,
+        algorithm.parts.teacher,
         spec,
         load,
         accuracy,
@@ -112,7 +112,7 @@ def _prepare(
         devices=devices,
     )
     processes.on_main(partial(check_teacher, workdir, variables), UserError)
-    student_accuracy = create_accuracy(algorithm.models.student, test, spec)
+    student_accuracy = create_accuracy(algorithm.parts.student, test, spec)
     return Distillation(algorithm, devices, spec, variables, accuracy(variables), student_accuracy)
 
 
@@ -123,7 +123,7 @@ def _starting(
     algorithm, directory = distillation.algorithm, config.student.get("checkpoint")
     if directory is None:
         return algorithm.init
-    variables = load_start(directory, algorithm.models.student, distillation.spec.image_shape)
+    variables = load_start(directory, algorithm.parts.student, distillation.spec.image_shape)
 
     def init(seed: int) -> DistillState:
         state = algorithm.init(seed)
@@ -246,7 +246,7 @@ def _non_finite(metrics: dict[str, Any]) -> str | None:
     words = {
         "finite": "A loss",
         "finite_student": "A parameter of the student",
-        "finite_generator": "A parameter of the generator",
+        "finite_synthesizer": "A parameter of the generator",
         "finite_replay": "A value of the replay",
     }
     broken = [what for key, what in words.items() if not metrics.pop(key)]
@@ -273,7 +273,7 @@ def _record(
     epoch: int, metrics: dict[str, float], accuracy: float | None, seconds: float
 ) -> dict[str, Any]:
     """One line of `metrics.jsonl`; what an epoch could not measure is None."""
-    if not metrics.pop("replayed_steps"):
-        metrics["retention_loss"] = metrics["gradient_alignment"] = None
-    record = {"epoch": epoch, "student_accuracy": accuracy, **metrics, "seconds": seconds}
+    # What a method without replay does not measure is there as well, for whoever reads the lines.
+    record = {"epoch": epoch, "retention_loss": None, "gradient_alignment": None}
+    record |= {"student_accuracy": accuracy, **metrics, "seconds": seconds}
     return results.plain(record)

@@ -3,6 +3,9 @@
 import gc
 import os
 import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jaxlib.version
 
@@ -30,13 +33,13 @@ import numpy as np
 import pytest
 
 from configs import digits
-from dfkd_jax import data_specs, host_memory, teacher
+from dfkd_jax import data_specs, host_memory, steps, teacher
+from dfkd_jax.algorithm import create_parts
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.devices import Devices, mapped
 from dfkd_jax.epoch import create_epoch
-from dfkd_jax.models import create_models
-from dfkd_jax.replay import create_replay
-from dfkd_jax.steps import create_steps
+from dfkd_jax.metrics import averages
+from dfkd_jax.steps import Parts
 
 host_memory.keep_freed_memory()
 
@@ -85,16 +88,34 @@ def tiny_config(method="lra-mb", **fields):
     return config
 
 
+class Steps(NamedTuple):
+    """The steps of one configuration, (state, teacher variables) -> state, and their parts."""
+
+    generator_step: Callable
+    student_step: Callable
+    observe_step: Callable
+    parts: Parts
+
+
 def build(config):
     """(steps, state, teacher variables) of a configuration, with an untrained teacher."""
     spec = data_specs.spec(config)
-    models = create_models(config, spec.image_shape, spec.num_classes)
-    replay = create_replay(config, spec.image_shape, spec.num_classes)
-    steps = create_steps(config, models, replay, spec.image_shape)
-    state = jax.jit(steps.init)(jax.random.key(config.seed))
+    parts = create_parts(config, spec.image_shape, spec.num_classes)
+    state = jax.jit(partial(steps.init, parts))(jax.random.key(config.seed))
     images = jnp.zeros((2, *spec.image_shape))
-    init = jax.jit(lambda key: models.teacher.init(key, images, train=False))
-    return steps, state, init(jax.random.key(99))
+    init = jax.jit(lambda key: parts.teacher.init(key, images, train=False))
+
+    def state_after(step):
+        return lambda state, teacher: step(parts, state, teacher)[0]
+
+    every = (steps.update_step, steps.student_step, steps.observe_step)
+    return Steps(*map(state_after, every), parts), state, init(jax.random.key(99))
+
+
+def measured(step, built, state, teacher):
+    """What a step of `dfkd_jax.steps` measures, by name; NaN where nothing was."""
+    found = jax.jit(partial(step, built.parts))(state, teacher)[1]
+    return jax.tree.map(float, averages(found))
 
 
 def untrained_teacher(directory, seed=0):
@@ -106,9 +127,9 @@ def untrained_teacher(directory, seed=0):
     return directory
 
 
-def epoch_of(config, steps):
+def epoch_of(config, built):
     """The epoch function on one device."""
-    return create_epoch(config, steps, mapped(Devices.first(), None))
+    return create_epoch(config, built.parts, built.parts, mapped(Devices.first(), None))
 
 
 def cast(tree, dtype):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from dfkd_jax.axis import ONE
-from dfkd_jax.replay import Batch, ReplayScheme, RetentionBatch
+from dfkd_jax.replay import Batch, Replay, RetentionBatch
 
 
 def create(config, image_shape, num_classes, axis=ONE):
@@ -15,7 +15,7 @@ def create(config, image_shape, num_classes, axis=ONE):
         )
 
     def observe(last, batch, key, iteration, teacher):
-        return RetentionBatch(batch.images, batch.logits, jnp.ones(()))
+        return RetentionBatch(batch.images, batch.logits, jnp.ones(())), {}
 
     def recall(last, key, teacher):
         return last
@@ -23,7 +23,7 @@ def create(config, image_shape, num_classes, axis=ONE):
     def exhibit(last, count, key, teacher):
         return Batch(last.images[:count], last.logits[:count])
 
-    return ReplayScheme(
+    return Replay(
         init,
         observe,
         recall,

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax import replay
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.replay import Batch
+from dfkd_jax.schemes import create_replay
 from tests.conftest import tiny_config
 
 SHAPE, CLASSES = (8, 8, 1), 10
@@ -38,8 +38,8 @@ def scheme_of(kind, **fields):
     """(scheme, jitted observe, jitted recall) on the tiny configuration, made to learn fast."""
     fields = {"kind": kind, "vae_learning_rate": 0.005, **fields}
     config = tiny_config(**{f"replay.{name}": value for name, value in fields.items()})
-    scheme = replay.create_replay(config, SHAPE, CLASSES)
-    observe = jax.jit(lambda *args: scheme.observe(*args, teacher))
+    scheme = create_replay(config, SHAPE, CLASSES)
+    observe = jax.jit(lambda *args: scheme.observe(*args, teacher)[0])
     recall = jax.jit(lambda *args: scheme.recall(*args, teacher))
     return scheme, observe, recall
 

@@ -7,8 +7,7 @@ import pytest
 
 from dfkd_jax import data_specs, memory_bank
 from dfkd_jax.agreement import create_agreement
-from dfkd_jax.models import create_models
-from dfkd_jax.replay import create_replay
+from dfkd_jax.algorithm import create_parts
 from tests.conftest import build, tiny_config
 
 KINDS = {"memory_bank": "lra-mb", "generative": "lra-gr", "none": "adversarial"}
@@ -17,12 +16,9 @@ KINDS = {"memory_bank": "lra-mb", "generative": "lra-gr", "none": "adversarial"}
 def ready(kind):
     """(config, steps, state with something to replay, teacher, the jitted measure)."""
     config = tiny_config(KINDS[kind])
-    spec = data_specs.spec(config)
-    models = create_models(config, spec.image_shape, spec.num_classes)
-    replay = create_replay(config, spec.image_shape, spec.num_classes)
     steps, state, teacher = build(config)
-    measure = jax.jit(create_agreement(config, models, replay, steps))
-    return config, models, steps, state, teacher, measure
+    measure = jax.jit(create_agreement(config, steps.parts))
+    return config, steps.parts, steps, state, teacher, measure
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +57,15 @@ def test_a_student_that_is_the_teacher_agrees_everywhere(bank):
     config, _, _, state, teacher, *_ = bank
     student = tiny_config(**{"student.model": config.teacher.model})
     spec = data_specs.spec(student)
-    models = create_models(student, spec.image_shape, spec.num_classes)
-    replay = create_replay(student, spec.image_shape, spec.num_classes)
+    parts = create_parts(student, spec.image_shape, spec.num_classes)
     own = state.student.replace(
         params=teacher["params"],
         batch_stats=jax.tree.map(lambda x: x + 0.5, teacher["batch_stats"]),
     )
     moved = {**teacher, "batch_stats": own.batch_stats}
-    logits, _ = models.teacher.apply(moved, state.replay.images.reshape(-1, 8, 8, 1), train=False)
+    logits, _ = parts.teacher.apply(moved, state.replay.images.reshape(-1, 8, 8, 1), train=False)
     kept = state.replay.replace(logits=logits.reshape(state.replay.logits.shape))
-    measure = jax.jit(create_agreement(student, models, replay, bank[2]))
+    measure = jax.jit(create_agreement(student, parts))
     measured = measure(state.replace(student=own, replay=kept), moved)
     for name in ("generated", "memory"):
         assert float(measured[f"{name}_agreement"]) == 100

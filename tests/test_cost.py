@@ -63,7 +63,7 @@ def test_a_run_compiles_each_of_its_steps_once(tmp_path, caplog):
     config = tiny_config(loop="step")
     devices, spec = Devices.first(), data_specs.spec(config)
     algorithm = create_algorithm(config, spec.image_shape, spec.num_classes, devices)
-    network = algorithm.models.teacher
+    network = algorithm.parts.teacher
     images = jnp.zeros((2, *spec.image_shape))
     save_teacher(tmp_path, network.init(jax.random.key(0), images, train=False), {})
     variables = load_teacher(tmp_path, network, spec.image_shape, devices)

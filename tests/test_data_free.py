@@ -185,7 +185,7 @@ def leaking(epoch, leak):
 
     @jax.jit
     def step(state):
-        return state.replace(totals=jax.tree.map(lambda t: t + jnp.sum(leak), state.totals))
+        return state.replace(early=jax.tree.map(lambda t: t + jnp.sum(leak), state.early))
 
     return lambda state, variables: epoch(step(state), variables)
 

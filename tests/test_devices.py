@@ -9,11 +9,12 @@ from rich.console import Console
 
 from configs import digits
 from dfkd_jax import checkpoint, config, data, devices, objectives, results, train
+from dfkd_jax.accuracy import create_accuracy, put_batches
 from dfkd_jax.algorithm import create_algorithm
 from dfkd_jax.data_table import SPECS
 from dfkd_jax.devices import AXIS, Devices
-from dfkd_jax.evaluate import create_accuracy, put_batches
 from dfkd_jax.meta import meta_gradient
+from dfkd_jax.schemes import split_sizes
 from dfkd_jax.state import layout_of
 from tests.conftest import cast, same_bits, tiny_config
 
@@ -33,10 +34,10 @@ def start(config, some):
         state = cast(algorithm.init(1), jnp.float64)
     else:  # drawing it takes long to compile, and this way only once, not per number of devices
         state = cast(create_algorithm(*arguments, on(1)).init(1), jnp.float64)
-        layout = layout_of(algorithm.replay and algorithm.replay.layout)
+        layout = layout_of(algorithm.parts.method.replay.layout)
         state = jax.device_put(state, some.shardings(layout))
     images = jnp.zeros((2, *SPEC.image_shape))
-    init = jax.jit(lambda key: algorithm.models.teacher.init(key, images, train=False))
+    init = jax.jit(lambda key: algorithm.parts.teacher.init(key, images, train=False))
     teacher = jax.tree.map(np.asarray, cast(init(jax.random.key(99)), jnp.float64))
     return algorithm, state, some.put(teacher)
 
@@ -219,7 +220,7 @@ def test_evaluation_is_the_same_on_any_devices(monkeypatch):
     split = data.load(SPEC, "test")
     model = create_algorithm(
         tiny_config(), SPEC.image_shape, SPEC.num_classes, on(1)
-    ).models.student
+    ).parts.student
     variables = model.init(jax.random.key(0), jnp.zeros((2, *SPEC.image_shape)), train=False)
     variables = jax.tree.map(np.asarray, variables)
     accuracies, put = set(), Devices.put
@@ -252,6 +253,10 @@ def test_whole_arrays_survive_the_way_to_the_devices_and_back():
         jax.tree.map(np.testing.assert_array_equal, back, tree)
 
 
+def choose(config):
+    return devices.choose(config.parallel, split_sizes(config))
+
+
 @pytest.mark.parametrize(
     "method, fields, sentence",
     [
@@ -264,8 +269,8 @@ def test_whole_arrays_survive_the_way_to_the_devices_and_back():
 )
 def test_what_devices_cannot_share_is_refused(method, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
-        devices.choose(tiny_config(method, **{"parallel.devices": 0, **fields}))
-    assert devices.choose(tiny_config("adversarial", **{"parallel.devices": 0})).count == 8
+        choose(tiny_config(method, **{"parallel.devices": 0, **fields}))
+    assert choose(tiny_config("adversarial", **{"parallel.devices": 0})).count == 8
 
 
 def test_an_unknown_mapping_is_refused():

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from dfkd_jax import (
     checkpoint,
     convert,
-    evaluate_command,
+    evaluate,
     export,
     figures,
     prepare,
@@ -144,10 +144,10 @@ def test_an_earlier_export_stays_whole(run, tmp_path, capsys):
 
 def test_evaluate(run, place, capsys, monkeypatch):
     found = {"class_accuracy": np.arange(5000.0)}
-    monkeypatch.setattr(evaluate_command, "evaluate", lambda *_: found)
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: found)
     for flag, value in (("OUTPUT", str(place / "found.json")), ("CONFIG", None), ("BATCH", 1)):
-        monkeypatch.setattr(evaluate_command, flag, type("Flag", (), {"value": value}))
-    assert_refused(lambda: evaluate_command.main(["", str(run)]), place, capsys)
+        monkeypatch.setattr(evaluate, flag, type("Flag", (), {"value": value}))
+    assert_refused(lambda: evaluate.main(["", str(run)]), place, capsys)
 
 
 def test_report(run, place, capsys, monkeypatch):

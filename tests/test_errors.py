@@ -9,7 +9,7 @@ import jax
 import pytest
 from rich.console import Console
 
-from dfkd_jax import algorithm, config, devices, errors, teacher, train
+from dfkd_jax import algorithm, config, errors, schemes, teacher, train
 from dfkd_jax.child_process import in_child
 from tests.conftest import TINY, tiny_config
 
@@ -17,9 +17,9 @@ QUIET = Console(quiet=True)
 PACKAGE = Path(errors.__file__).parent
 # A defect of the program, in the place that a run passes first, second, ...
 PLACES = {
-    "the steps": (algorithm, "create_steps"),
+    "the steps": (algorithm, "create_parts"),
     "the replay": (algorithm, "create_replay"),
-    "the choice of devices": (devices.replay, "split_sizes"),
+    "the choice of devices": (schemes, "split_sizes"),
     "the training of the teacher": (teacher, "create_training"),
     "the check of the configuration": (config, "base_size"),
 }
@@ -45,12 +45,12 @@ def test_a_defect_comes_out_of_a_run_as_itself(tmp_path, monkeypatch, place):
 
 
 def test_a_defect_in_what_runs_per_device_is_not_put_down_to_the_student(tmp_path, monkeypatch):
-    create = algorithm.create_steps
+    create = algorithm.create_parts
 
-    def broken_per_device(*args, **axis):
-        return broken() if axis else create(*args, **axis)
+    def broken_per_device(config, image_shape, num_classes, *axis):
+        return broken() if axis else create(config, image_shape, num_classes)
 
-    monkeypatch.setattr(algorithm, "create_steps", broken_per_device)
+    monkeypatch.setattr(algorithm, "create_parts", broken_per_device)
     with pytest.raises(ValueError, match=r"^a defect") as caught:
         train.run(tiny_config(**{"parallel.devices": 2}), tmp_path, QUIET)
     assert type(caught.value) is ValueError
@@ -61,7 +61,7 @@ import sys
 from dfkd_jax import algorithm
 def broken(*args, **kwargs):
     raise ValueError("a defect")
-algorithm.create_steps = broken
+algorithm.create_parts = broken
 from absl import app
 from dfkd_jax import command_line, main
 app.run(main.main, flags_parser=command_line.parse_flags)

@@ -202,7 +202,7 @@ def test_a_run_starts_its_student_as_the_configuration_says():
     for start in initialization.INITIALIZATIONS:
         _, state, teacher = build(tiny_config(**fields, **{"student.initialization": start}))
         params[start] = state.student.params
-        params[start, "others"] = (state.generator.params, teacher)
+        params[start, "others"] = (state.synthesizer.params, teacher)
     assert np.all(np.asarray(params["source"]["conv1"]["bias"]) != 0)
     assert np.all(np.asarray(params["he"]["conv1"]["bias"]) == 0)
     ratio = np.std(params["he"]["conv3"]["kernel"]) / np.std(params["source"]["conv3"]["kernel"])

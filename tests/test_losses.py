@@ -71,7 +71,7 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(form, tau, adversarial)
         "batch_norm": 2 * (np.linalg.norm(mean) + np.linalg.norm(variance - 1)),
     }
     weights = losses.GeneratorLossWeights(1.5, 5.0, 0.1, 2.0, 0.7)
-    value = losses.generator_loss(
+    value, values = losses.generator_loss(
         TEACHER,
         FEATURES,
         STUDENT,
@@ -82,9 +82,12 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(form, tau, adversarial)
     )
     total = sum(w * expected[name] for name, w in weights._asdict().items())
     np.testing.assert_allclose(value, total, rtol=1e-5)
+    assert set(values) == set(weights._fields)
+    for name, term in values.items():  # as they are recorded, without their weights
+        np.testing.assert_allclose(term, expected[name], rtol=1e-4)
     for name in weights._fields:  # each alone
         only = losses.GeneratorLossWeights(**{n: float(n == name) for n in weights._fields})
-        value = losses.generator_loss(
+        value, values = losses.generator_loss(
             TEACHER,
             FEATURES,
             STUDENT,
@@ -94,6 +97,7 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(form, tau, adversarial)
             adversarial_temperature=tau,
         )
         np.testing.assert_allclose(value, expected[name], rtol=1e-4)
+        assert list(values) == [name]  # one without a weight is not computed
 
 
 @pytest.mark.parametrize("form, through_teacher", [("js", False), ("l1", True), ("kl", True)])

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 from dfkd_jax import config as config_lib
-from dfkd_jax import devices, replay
+from dfkd_jax import devices, schemes
+from tests import last_batch
 from tests.conftest import build, tiny_config
 from tests.schemes import CLASSES, KEY, SHAPE, fresh, scheme_of, teacher
 
-KINDS = [kind for kind in replay.SCHEMES if kind != "none"]
+KINDS = [kind for kind in schemes.SCHEMES if kind != "none"]
 
 
 @pytest.fixture(autouse=True)
 def new_scheme(monkeypatch):
     """All that a new scheme needs beside its file."""
-    monkeypatch.setitem(replay.SCHEMES, "last_batch", "tests.last_batch")
+    monkeypatch.setitem(schemes.SCHEMES, "last_batch", last_batch)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "last_batch"])
@@ -66,8 +67,8 @@ def test_a_new_scheme_is_named_in_one_place():
     first = jax.jit(steps.student_step)(state, variables)
     observed = jax.jit(steps.observe_step)(first, variables)
     second = jax.jit(steps.student_step)(observed, variables)
-    assert (float(first.totals.replayed_steps), float(second.totals.replayed_steps)) == (0, 1)
+    assert (float(first.replay.weight), float(second.replay.weight)) == (0, 1)
     np.testing.assert_array_equal(observed.replay.images, first.recent.images)
     config.parallel.devices = 8
     with pytest.raises(ValueError, match=r"config\.replay\.entry_size is 4, which 8 devices"):
-        devices.choose(config.copy_and_resolve_references())
+        devices.choose(config.parallel, schemes.split_sizes(config))

@@ -9,8 +9,12 @@ from dfkd_jax import methods
 from dfkd_jax.draw import stream
 from dfkd_jax.objectives import OBJECTIVES
 from dfkd_jax.replay import Batch
-from dfkd_jax.state import Totals, generator_optimizer, student_optimizer
-from tests.conftest import build, cast, epoch_of, tiny_config
+from dfkd_jax.state import generator_optimizer, student_optimizer
+from dfkd_jax.steps import generated, update_step
+from dfkd_jax.steps import student_step as take_student_step
+from tests.conftest import build, cast, epoch_of, measured, tiny_config
+
+OF_REPLAY = ("retention_loss", "gradient_alignment")
 
 
 def leaves_close(a, b, **tolerance):
@@ -49,11 +53,14 @@ def test_every_method_takes_its_steps(method):
     state = jax.jit(steps.generator_step)(state, teacher)
     state = jax.jit(steps.student_step)(state, teacher)
     assert all(jax.tree.leaves(differs(before.student.params, state.student.params)))
-    moved = differs(before.generator.params, state.generator.params)
+    moved = differs(before.synthesizer.params, state.synthesizer.params)
     # A convolution's bias before batch norm has no effect, so it need not move.
     assert all(np.all(jax.tree.leaves(v["kernel"])) for v in moved.values() if "kernel" in v)
-    assert int(state.student_steps) == int(state.generator_steps) == 1
-    assert np.isfinite(jax.tree.leaves(jax.tree.map(float, state.totals))).all()
+    assert int(state.student_steps) == int(state.updates) == 1
+    for step in (update_step, take_student_step):
+        found = measured(step, steps, state, teacher)
+        # Nothing is replayed yet: NaN is "nothing was measured".
+        assert all(np.isfinite(v) for k, v in found.items() if k not in OF_REPLAY)
 
 
 def test_the_generator_learns_from_the_student_as_well_as_from_the_teacher():
@@ -64,7 +71,7 @@ def test_the_generator_learns_from_the_student_as_well_as_from_the_teacher():
     other = state.replace(
         student=state.student.replace(params=jax.tree.map(lambda p: 1.5 * p, state.student.params))
     )
-    a, b = (step(s, teacher).generator.opt_state[0].mu for s in (state, other))
+    a, b = (step(s, teacher).synthesizer.opt_state[0].mu for s in (state, other))
     assert any(jax.tree.leaves(differs(a, b)))
 
 
@@ -102,21 +109,20 @@ def test_generator_steps_leave_the_student_alone_and_student_steps_the_generator
     generated = jax.jit(steps.generator_step)(state, teacher)
     leaves_close(generated.student, state.student, rtol=0)
     assert any(
-        jax.tree.leaves(differs(generated.generator.batch_stats, state.generator.batch_stats))
+        jax.tree.leaves(differs(generated.synthesizer.batch_stats, state.synthesizer.batch_stats))
     )
     learned = jax.jit(steps.student_step)(state, teacher)
-    leaves_close(learned.generator, state.generator, rtol=0)
+    leaves_close(learned.synthesizer, state.synthesizer, rtol=0)
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES)[1:])
 def test_an_empty_bank_adds_nothing(objective):
     """Before the first push the update is that of no replay, finite and the same to rounding."""
     fields = {"objective": objective, "meta.inner_weight_decay": 0.1}
-    replayed = student_step(tiny_config(**fields))
-    config = tiny_config("adversarial")
-    plain = student_step(config)
-    assert float(replayed.totals.replayed_steps) == 0
-    assert float(replayed.totals.gradient_alignment) == 0
+    config = tiny_config(**fields)
+    replayed, plain = student_step(config), student_step(tiny_config("adversarial"))
+    found = measured(take_student_step, *build(config))
+    assert np.isnan([found[name] for name in OF_REPLAY]).all()
     leaves_close(replayed.student.params, plain.student.params, rtol=1e-4, atol=1e-6)
     leaves_close(replayed.student.batch_stats, plain.student.batch_stats, rtol=1e-4, atol=1e-6)
 
@@ -150,10 +156,10 @@ def test_the_one_pass_measures_both_halves(filled):
     _, state, _ = filled
     found = {}
     for objective in ("joint", "concatenated"):
-        fresh = state.replace(totals=Totals.zeros())
-        totals = student_step(tiny_config(objective=objective), fresh).totals
-        assert float(totals.replayed_steps) == 1 and float(totals.retention_loss) > 0
-        found[objective] = float(totals.gradient_alignment)
+        steps, _, teacher = build(tiny_config(objective=objective))
+        measures = measured(take_student_step, steps, state, teacher)
+        assert measures["acquisition_loss"] > 0 and measures["retention_loss"] > 0
+        found[objective] = measures["gradient_alignment"]
     np.testing.assert_allclose(found["joint"], found["concatenated"], rtol=1e-4)
 
 
@@ -165,13 +171,13 @@ def test_the_students_mode_for_the_generator(filled):
         config = tiny_config("dfad", **{"generator.student_mode": mode})
         steps, _, _ = build(config)
         own = state.replace(replay=(), recent=(), **replaced)
-        return jax.jit(steps.generator_step)(own, teacher).generator.opt_state[0].mu
+        return jax.jit(steps.generator_step)(own, teacher).synthesizer.opt_state[0].mu
 
     train, evaluation = moments("train"), moments("eval")
     assert any(jax.tree.leaves(differs(train, evaluation)))
     per_epoch = tiny_config().iterations_per_epoch
     for step, expected in ((0, train), (1, train), (per_epoch, evaluation), (per_epoch + 1, train)):
-        counted = {"generator_steps": jnp.int32(step)}
+        counted = {"updates": jnp.int32(step)}
         wanted = moments("eval" if expected is evaluation else "train", **counted)
         leaves_close(moments("eval_after_test", **counted), wanted, rtol=1e-4, atol=1e-7)
 
@@ -184,7 +190,8 @@ def test_replay_begins_after_the_first_unit(unit):
     state, history = run_epochs(config, 2)
     per_epoch = config.iterations_per_epoch * config.student.steps
     first = 0 if unit == "epoch" else per_epoch - config.student.steps
-    assert [int(record["replayed_steps"]) for record in history] == [first, per_epoch]
+    shares = [float(record["replayed_share"]) for record in history]
+    assert shares == pytest.approx([first / per_epoch, 1])
     assert int(state.replay.size) == (1 if unit == "epoch" else 2)  # iterations 0 and 5 of 6
 
 
@@ -277,8 +284,8 @@ def test_the_state_is_donated():
 def test_metrics_of_an_epoch_are_means_over_its_own_steps():
     config = tiny_config(**{"replay.push_unit": "epoch"})
     _, history = run_epochs(config, 2)
-    assert np.isnan(history[0]["retention_loss"]) and history[0]["replayed_steps"] == 0
-    assert history[1]["replayed_steps"] == config.iterations_per_epoch * config.student.steps
+    assert np.isnan(history[0]["retention_loss"]) and history[0]["replayed_share"] == 0
+    assert history[1]["replayed_share"] == 1
     assert -1 <= history[1]["gradient_alignment"] <= 1
     assert all(bool(record["finite"]) for record in history)
 
@@ -292,5 +299,5 @@ def test_the_bank_holds_images_spread_over_the_last_batch(filled):
     steps, state, teacher = filled
     newest = Batch(state.replay.images[1], state.replay.logits[1])
     leaves_close(newest, state.recent, rtol=0)
-    last = steps.images(state, stream(state.key, "acquire", state.student_steps - 1))
+    last = generated(steps.parts, state, stream(state.key, "acquire", state.student_steps - 1))
     np.testing.assert_allclose(newest.images, last[::2], rtol=1e-5, atol=1e-5)  # 4 of 8

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dfkd_jax import checkpoint, data, results, teacher
+from dfkd_jax import checkpoint, data, results, steps, teacher
+from dfkd_jax.accuracy import create_accuracy, put_batches
 from dfkd_jax.algorithm import create_algorithm
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import SPECS
 from dfkd_jax.draw import stream
-from dfkd_jax.evaluate import create_accuracy, put_batches
 from dfkd_jax.train import run
 from tests.conftest import same_bits, tiny_config
 from tests.test_devices import SPEC, on
@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(finished, tmp_path):
     algorithm = create_algorithm(tiny_config(), SPEC.image_shape, SPEC.num_classes, on(1))
-    teacher_model, student_model = algorithm.models.teacher, algorithm.models.student
+    teacher_model, student_model = algorithm.parts.teacher, algorithm.parts.student
     variables = teacher.load_teacher(finished / "teacher", teacher_model, SPEC.image_shape)
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     manager = checkpoint.open_checkpoints(tmp_path / "checkpoints")
@@ -51,9 +51,9 @@ def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(finis
         np.testing.assert_allclose(state.early.logits, wanted, rtol=1e-3, atol=1e-4)
 
     first, _ = algorithm.epoch(fresh, variables)
-    made = algorithm.steps.images(first, stream(first.key, "early"))
+    made = steps.generated(algorithm.parts, first, stream(first.key, "early"))
     np.testing.assert_allclose(last.early.images, made, rtol=1e-3, atol=1e-4)
-    others = algorithm.steps.images(last, stream(first.key, "early"))
+    others = steps.generated(algorithm.parts, last, stream(first.key, "early"))
     assert np.abs(others - made).max() > 0.01
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from dfkd_jax import command_line, convert, evaluate_command, export, train
+from dfkd_jax import command_line, convert, evaluate, export, train
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.torch_layouts import from_torch
 from tests.prepared import prepare_tfds, random_split
@@ -75,7 +75,7 @@ def run_tiny(command):
         return train.run(config, flags["workdir"])
     if module == "dfkd_jax.evaluate":
         config, _ = configured(arguments[1:], {})
-        return evaluate_command.evaluate(Path(arguments[0]), config, 20)
+        return evaluate.evaluate(Path(arguments[0]), config, 20)
     command = {"dfkd_jax.convert": convert.main, "dfkd_jax.export": export.main}[module]
     assert command(arguments) == 0
 

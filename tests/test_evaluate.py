@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from configs import digits
-from dfkd_jax import checkpoint, data, evaluate_command, export, results, teacher
+from dfkd_jax import checkpoint, data, evaluate, export, results, teacher
 from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.config import UserError
 from dfkd_jax.data_table import SPECS
@@ -26,22 +26,20 @@ FACTS |= {"dataset.num_classes": 10, "dataset.mean": (0.4,), "dataset.std": (0.3
 
 
 def test_confusion_matrix_and_accuracy_of_the_classes():
-    matrix = evaluate_command.confusion_matrix(
-        np.array([0, 0, 0, 0, 1]), np.array([0, 0, 0, 2, 2]), 3
-    )
+    matrix = evaluate.confusion_matrix(np.array([0, 0, 0, 0, 1]), np.array([0, 0, 0, 2, 2]), 3)
     np.testing.assert_array_equal(matrix, [[3, 0, 1], [0, 0, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(evaluate_command.class_accuracies(matrix), [75, 0, np.nan])
+    np.testing.assert_array_equal(evaluate.class_accuracies(matrix), [75, 0, np.nan])
 
 
 def test_calibration_error_by_hand():
     # Two bins: 0.6 and 0.8 are in (0.5, 1], with confidence 0.7 and one of two right.
     probabilities = np.array([[0.6, 0.4, 0], [0.1, 0.8, 0.1], [0.4, 0.3, 0.3], [0.3, 0.3, 0.4]])
     labels = np.array([0, 2, 0, 2])  # the last two, of confidence 0.4, are both right
-    error = evaluate_command.calibration_error(probabilities, labels, bins=2)
+    error = evaluate.calibration_error(probabilities, labels, bins=2)
     assert error == pytest.approx(0.5 * abs(0.5 - 0.7) + 0.5 * abs(1.0 - 0.4))
     sure = np.eye(3)
-    assert evaluate_command.calibration_error(sure, np.array([0, 1, 2])) == 0
-    assert evaluate_command.calibration_error(sure, np.array([1, 2, 0])) == 1
+    assert evaluate.calibration_error(sure, np.array([0, 1, 2])) == 0
+    assert evaluate.calibration_error(sure, np.array([1, 2, 0])) == 1
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +110,14 @@ def test_an_exported_student_against_the_teacher_given(form, pair, split, tmp_pa
     file.write_bytes(export.FORMATS[form](pair[0]))
     teacher.save_teacher(tmp_path / "teacher", pair[1].variables, pair[1].card)
     config = digits.get_config()
-    assert evaluate_command.evaluate(file, config, 200)["teacher_agreement"] is None
+    assert evaluate.evaluate(file, config, 200)["teacher_agreement"] is None
     config.teacher.checkpoint = str(tmp_path / "teacher")
-    assert_measured(evaluate_command.evaluate(file, config, 200), pair, split)
+    assert_measured(evaluate.evaluate(file, config, 200), pair, split)
 
 
 def test_a_teacher_is_evaluated_too(pair, split, tmp_path):
     teacher.save_teacher(tmp_path / "teacher", pair[1].variables, pair[1].card)
-    found = evaluate_command.evaluate(tmp_path / "teacher", digits.get_config(), 200)
+    found = evaluate.evaluate(tmp_path / "teacher", digits.get_config(), 200)
     assert found["accuracy"] == pytest.approx(100 * np.mean(pair[3] == split.labels))
     assert found["teacher_agreement"] is None and found["batch_size"] == 200
 
@@ -139,7 +137,7 @@ def test_the_command_measures_a_run_from_another_folder(run, pair, split, tmp_pa
     assert_measured(found, pair, split)
     assert (found["target"], found["dataset"]) == (str(run), "digits")
     found["confusion_matrix"] = np.array(found["confusion_matrix"])
-    assert process.stdout == evaluate_command.table(found) + "\n"
+    assert process.stdout == evaluate.table(found) + "\n"
 
 
 def test_a_teacher_that_is_gone_or_another_one_is_not_compared_with(pair, tmp_path):
@@ -148,18 +146,18 @@ def test_a_teacher_that_is_gone_or_another_one_is_not_compared_with(pair, tmp_pa
     one.rename(moved)
     card = load_student(run).card
     assert card["mean"] == [0.4] and card["teacher"]["accuracy"] == 50
-    assert evaluate_command.evaluate(run, config, 200)["teacher_agreement"] is None
+    assert evaluate.evaluate(run, config, 200)["teacher_agreement"] is None
     teacher.save_teacher(one, pair[0].variables, pair[0].card)
-    assert evaluate_command.evaluate(run, config, 200)["teacher_agreement"] is None
+    assert evaluate.evaluate(run, config, 200)["teacher_agreement"] is None
     config.teacher.checkpoint = str(tmp_path / "gone")
     with pytest.raises(UserError, match=r"gone', which holds no teacher\.json"):
-        evaluate_command.evaluate(run, config, 200)
+        evaluate.evaluate(run, config, 200)
 
 
 def refusal(path, config=None):
     """The one sentence, which names the file."""
     with pytest.raises((UserError, ValueError)) as caught:
-        evaluate_command.evaluate(path, config or digits.get_config(), 200)
+        evaluate.evaluate(path, config or digits.get_config(), 200)
     sentence = str(caught.value)
     assert str(path) in sentence and sentence.endswith(".") and "\n" not in sentence
     return sentence
@@ -175,7 +173,7 @@ def test_another_size_of_images_or_number_of_classes_is_refused(pair, tmp_path):
     file.write_bytes(export.to_safetensors(pair[0]))
     config.teacher.checkpoint = str(tmp_path / "teacher")
     with pytest.raises(UserError, match=r"teacher takes images.*\(16, 16, 1, 10\)"):
-        evaluate_command.evaluate(file, config, 200)
+        evaluate.evaluate(file, config, 200)
 
 
 RAN = []
@@ -188,7 +186,7 @@ def attack(num_classes):
 
 
 def test_a_file_does_not_choose_what_is_imported(pair, split, tmp_path):
-    name = "tests.test_evaluate_command:attack"
+    name = "tests.test_evaluate:attack"
     card = {**pair[0].card, "model": name}
     file = tmp_path / "student.safetensors"
     file.write_bytes(export.to_safetensors(pair[0]._replace(card=card)))
@@ -199,14 +197,14 @@ def test_a_file_does_not_choose_what_is_imported(pair, split, tmp_path):
         assert not RAN
         config = digits.get_config()
         config[field].model = name
-        found = evaluate_command.evaluate(path, config, 200)
+        found = evaluate.evaluate(path, config, 200)
         assert found["accuracy"] == pytest.approx(100 * np.mean(pair[2] == split.labels))
         assert RAN.pop() == 10 and not RAN
 
 
 def test_a_runs_folder_has_imported_what_its_configuration_names(pair, split, tmp_path):
     """Its student and its teacher, by `evaluate` and by `export`; no other teacher."""
-    name = "tests.test_evaluate_command:attack"
+    name = "tests.test_evaluate:attack"
     card = {**pair[0].card, "model": name}
     teacher.save_teacher(tmp_path / "teacher", pair[0].variables, card)
     fields = {"teacher.model": name, "student.model": name}
@@ -214,7 +212,7 @@ def test_a_runs_folder_has_imported_what_its_configuration_names(pair, split, tm
     claim(config, tmp_path / "run")
     with checkpoint.open_checkpoints(tmp_path / "run" / "checkpoints") as manager:
         checkpoint.save(manager, 1, {"student": pair[0].variables}, [{"epoch": 1}])
-    found = evaluate_command.evaluate(tmp_path / "run", digits.get_config(), 200)
+    found = evaluate.evaluate(tmp_path / "run", digits.get_config(), 200)
     assert found["accuracy"] == pytest.approx(100 * np.mean(pair[2] == split.labels))
     assert found["teacher_agreement"] == 100 and RAN == [10, 10]
     export.export(tmp_path / "run", "safetensors", tmp_path / "export")
@@ -224,7 +222,7 @@ def test_a_runs_folder_has_imported_what_its_configuration_names(pair, split, tm
     config = digits.get_config()
     config.teacher.checkpoint = str(tmp_path / "other")
     with pytest.raises(UserError, match=r"other names .* to import.*config\.teacher\.model"):
-        evaluate_command.evaluate(tmp_path / "run", config, 200)
+        evaluate.evaluate(tmp_path / "run", config, 200)
     assert RAN == [10]
     RAN.clear()
 
@@ -241,7 +239,7 @@ def test_logits_that_are_not_finite_are_no_answer(pair, tmp_path):
     results.write_json(tmp_path / "teacher" / teacher.CARD, broken.card)
     config.teacher.checkpoint = str(tmp_path / "teacher")
     with pytest.raises(UserError, match=r"The teacher in .* holds values in params\.fc\.bias that"):
-        evaluate_command.evaluate(file, config, 200)
+        evaluate.evaluate(file, config, 200)
 
 
 def test_weights_that_are_not_finite_are_named(pair, tmp_path):
@@ -335,7 +333,7 @@ def test_the_table_shows_what_was_measured():
         "confusion_matrix": np.array([[2, 1], [0, 1]]),
         "class_accuracy": np.array([66.667, 100.0]),
     }
-    lines = [" ".join(line.split()) for line in evaluate_command.table(found).splitlines()]
+    lines = [" ".join(line.split()) for line in evaluate.table(found).splitlines()]
     assert lines == [
         "accuracy 75.00 % of 4 images of digits",
         "teacher agrees 50.00 %",
@@ -347,11 +345,11 @@ def test_the_table_shows_what_was_measured():
     ]
     for nothing in (None, np.nan):  # of a class without images, read from a file or not
         found["class_accuracy"] = [nothing, 100.0]
-        lines = evaluate_command.table(found).splitlines()
+        lines = evaluate.table(found).splitlines()
         assert [line.split()[:2] for line in lines[-2:]] == [["0", "–"], ["1", "100.00"]]
         assert len(lines[-2]) == len(lines[-1])
     many = found | {"confusion_matrix": np.eye(30, dtype=int), "class_accuracy": np.ones(30)}
-    lines = evaluate_command.table(many | {"teacher_agreement": None}).splitlines()
+    lines = evaluate.table(many | {"teacher_agreement": None}).splitlines()
     assert len(lines) == 5 + 20 + 1 and "no teacher known" in lines[1] and "file" in lines[-1]
 
 
