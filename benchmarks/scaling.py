@@ -21,13 +21,16 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
-from dfkd_jax import command_line, convolution, data_specs, steps
-from dfkd_jax.algorithm import create_parts
-from dfkd_jax.command_line import CONFIG
-from dfkd_jax.devices import AXIS, WHOLE, Devices, mapped
-from dfkd_jax.epoch import nothing_measured, recorded
-from dfkd_jax.gradients_flag import chosen_gradients, with_gradient
-from dfkd_jax.state import layout_of
+from dfkd_jax.data import data_specs
+from dfkd_jax.distillation import steps
+from dfkd_jax.distillation.algorithm import create_parts
+from dfkd_jax.distillation.epoch import nothing_measured, recorded
+from dfkd_jax.distillation.state import layout_of
+from dfkd_jax.networks import convolution
+from dfkd_jax.run import command_line
+from dfkd_jax.run.command_line import CONFIG
+from dfkd_jax.run.gradients_flag import chosen_gradients, with_gradient
+from dfkd_jax.runtime.devices import AXIS, WHOLE, Devices, mapped
 
 DEVICES = flags.DEFINE_integer("devices", 8, "How many devices share the batch.")
 _BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1}
@@ -64,7 +67,7 @@ def cost(config: ml_collections.ConfigDict, devices: Devices, step: str) -> Cost
     Args:
       config: of a run.
       devices: under shard_map; their memory is not used.
-      step: of `dfkd_jax.steps`, such as "student_step".
+      step: of `dfkd_jax.distillation.steps`, such as "student_step".
     """
     spec = data_specs.spec(config)
     facts = (config, spec.image_shape, spec.num_classes)

@@ -1,7 +1,7 @@
 """The same iteration in PyTorch with higher, to compare speeds with.
 
 A process of its own that idles until it is asked: the first line of standard input is the
-description of the work in JSON (`dfkd_jax.peer.describe`), each further one the name of what to
+description of the work in JSON (`dfkd_jax.cost.peer.describe`), each further one the name of what to
 run, and each is answered by one line, {"seconds": ...}. Needs `torch` and `higher`.
 
 The networks, batches, losses and optimizers are those of dfkd_jax. The inner loop is opened with
@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
 
-from dfkd_jax.host_memory import keep_freed_memory
+from dfkd_jax.runtime.host_memory import keep_freed_memory
 
 
 class LeNet5(nn.Module):

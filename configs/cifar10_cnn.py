@@ -1,7 +1,7 @@
 """CIFAR-10, the small CNN → its half (61,290 and 15,802 parameters), for a small machine."""
 
 from configs import default
-from dfkd_jax.methods import apply_method
+from dfkd_jax.methods.presets import apply_method
 
 
 def get_config(method: str = "lra-mb"):

@@ -1,7 +1,7 @@
 """CIFAR-10, WRN-16-2 → WRN-16-1, for a small machine."""
 
 from configs import default
-from dfkd_jax.methods import apply_method
+from dfkd_jax.methods.presets import apply_method
 
 
 def get_config(method: str = "lra-mb"):

@@ -8,11 +8,11 @@ The other files of this folder change only what differs. Each takes the method a
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from dfkd_jax.methods import apply_method
+from dfkd_jax.methods.presets import apply_method
 
 
 def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
-    """The paper's setting for the named method (the keys of `dfkd_jax.methods.METHODS`)."""
+    """The paper's setting for the named method (the keys of `dfkd_jax.methods.presets.METHODS`)."""
     config = ml_collections.ConfigDict()
     config.seed = 1  # of the distillation: student, generator and all draws
     config.epochs = 400
@@ -26,7 +26,7 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     # of a TPU is bfloat16; then "exact" means exact up to their rounding.
     config.matmul_precision = "default"
 
-    config.objective = "lra"  # the student's, a key of dfkd_jax.objectives.OBJECTIVES
+    config.objective = "lra"  # the student's, a key of dfkd_jax.distillation.objectives.OBJECTIVES
     config.retention_weight = 1.0  # λ of L_ret; the concatenated objective has none
 
     config.parallel = parallel = ml_collections.ConfigDict()
@@ -34,7 +34,7 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     parallel.mapping = "pmap"  # or shard_map; the same numbers
 
     config.dataset = dataset = ml_collections.ConfigDict()
-    dataset.name = "cifar100"  # a key of dfkd_jax.data_table.SPECS, folder or none
+    dataset.name = "cifar100"  # a key of dfkd_jax.data.data_table.SPECS, folder or none
     dataset.data_dir = placeholder(str)  # of tensorflow-datasets; None: its default folder
     # More than 0: so many training images, drawn once and for all, are kept from the teacher and
     # take the test images' place, to choose hyper-parameters without looking at these.
@@ -48,7 +48,9 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     dataset.std = placeholder(tuple)  # (images − mean) / std
 
     config.teacher = teacher = ml_collections.ConfigDict()
-    teacher.model = "resnet34"  # a key of dfkd_jax.classifiers.CLASSIFIERS, or "package.module:Net"
+    teacher.model = (
+        "resnet34"  # a key of dfkd_jax.networks.classifiers.CLASSIFIERS, or "package.module:Net"
+    )
     teacher.checkpoint = placeholder(str)  # a trained teacher's folder; None: WORKDIR/teacher
     # How to train one where there is none:
     teacher.epochs = 200
@@ -93,14 +95,16 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     loss.batch_norm = 0.0  # bn, distance to the teacher's running statistics
 
     config.meta = meta = ml_collections.ConfigDict()
-    meta.variant = "exact"  # of objectives with an inner step, a key of dfkd_jax.meta.VARIANTS
+    meta.variant = (
+        "exact"  # of objectives with an inner step, a key of dfkd_jax.distillation.meta.VARIANTS
+    )
     meta.inner_lr = 0.9  # α
     meta.inner_weight_decay = 0.0  # of the inner step; the authors' code has 5e-4
     meta.inner_steps = 1
     meta.measure_alignment = True  # cosine of ∇L_ret and ∇L_acq at θ, one more backward pass
 
     config.replay = replay = ml_collections.ConfigDict()
-    replay.kind = "memory_bank"  # a key of dfkd_jax.schemes.SCHEMES
+    replay.kind = "memory_bank"  # a key of dfkd_jax.replay.schemes.SCHEMES
     replay.capacity = 10  # entries of the memory bank
     replay.entry_size = batch_size // 8  # images of an entry, and of a retention batch
     replay.push_period = 5  # a push at the end of the first unit, then of every so many-th

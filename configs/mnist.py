@@ -1,7 +1,7 @@
 """MNIST padded to 32×32, LeNet-5 → LeNet-5-Half."""
 
 from configs import default
-from dfkd_jax.methods import apply_method
+from dfkd_jax.methods.presets import apply_method
 
 
 def get_config(method: str = "lra-mb"):

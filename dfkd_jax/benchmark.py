@@ -20,15 +20,17 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from dfkd_jax import command_line, growth, operations, results
-from dfkd_jax import config as config_lib
-from dfkd_jax.command_line import CONFIG, WORKDIR, fail
-from dfkd_jax.config import UserError
-from dfkd_jax.gradients_flag import chosen_gradients, with_gradient
-from dfkd_jax.host_memory import keep_freed_memory
-from dfkd_jax.measure import CLOCKS, Program, epochs_and_steps, product_rate
-from dfkd_jax.meta import VARIANTS
-from dfkd_jax.peer import PEERS, SAME_VALUE, Peer, describe
+from dfkd_jax.cost import growth, operations
+from dfkd_jax.cost.measure import CLOCKS, Program, epochs_and_steps, product_rate
+from dfkd_jax.cost.peer import PEERS, SAME_VALUE, Peer, describe
+from dfkd_jax.distillation.meta import VARIANTS
+from dfkd_jax.run import command_line
+from dfkd_jax.run import config as config_lib
+from dfkd_jax.run.command_line import CONFIG, WORKDIR, fail
+from dfkd_jax.run.config import UserError
+from dfkd_jax.run.gradients_flag import chosen_gradients, with_gradient
+from dfkd_jax.runtime import results
+from dfkd_jax.runtime.host_memory import keep_freed_memory
 
 ALL_GRADIENTS = ("none", "first_order", "exact", "exact_hvp")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each is measured, by turns.")

@@ -16,18 +16,21 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from dfkd_jax import command_line, folder_lock, report, results, run_folders, train
-from dfkd_jax import config as config_lib
-from dfkd_jax.child_process import in_child, train_teacher
-from dfkd_jax.command_line import CONFIG, FLAG_ERRORS, WORKDIR, fail
-from dfkd_jax.config import UserError
-from dfkd_jax.gradients_flag import chosen_gradients
-from dfkd_jax.methods import METHODS
-from dfkd_jax.objectives import WITH_INNER_STEP
-from dfkd_jax.outputs import method_names
-from dfkd_jax.overall_progress import OverallProgress
-from dfkd_jax.stop import STOPPED, Stopped, stop_requests
-from dfkd_jax.teacher import is_teacher
+from dfkd_jax import report
+from dfkd_jax.comparison import run_folders
+from dfkd_jax.comparison.child_process import in_child, train_teacher
+from dfkd_jax.comparison.overall_progress import OverallProgress
+from dfkd_jax.distillation.objectives import WITH_INNER_STEP
+from dfkd_jax.methods.presets import METHODS
+from dfkd_jax.run import command_line, train
+from dfkd_jax.run import config as config_lib
+from dfkd_jax.run.command_line import CONFIG, FLAG_ERRORS, WORKDIR, fail
+from dfkd_jax.run.config import UserError
+from dfkd_jax.run.gradients_flag import chosen_gradients
+from dfkd_jax.run.outputs import method_names
+from dfkd_jax.run.teacher import is_teacher
+from dfkd_jax.runtime import folder_lock, results
+from dfkd_jax.runtime.stop import STOPPED, Stopped, stop_requests
 
 METHODS_FLAG = flags.DEFINE_list("methods", [], f"Methods: {', '.join(METHODS)}.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds, from config.seed on.")

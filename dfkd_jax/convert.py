@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dfkd_jax import results, teacher
-from dfkd_jax.classifiers import CLASSIFIERS, create_classifier
-from dfkd_jax.command_line import create_parser, fail
-from dfkd_jax.config import UserError
-from dfkd_jax.data_table import SPECS
-from dfkd_jax.torch_file import read_state_dict
-from dfkd_jax.torch_layouts import WrongWeights, from_torch
+from dfkd_jax.data.data_table import SPECS
+from dfkd_jax.interchange.torch_file import read_state_dict
+from dfkd_jax.interchange.torch_layouts import WrongWeights, from_torch
+from dfkd_jax.networks.classifiers import CLASSIFIERS, create_classifier
+from dfkd_jax.run import teacher
+from dfkd_jax.run.command_line import create_parser, fail
+from dfkd_jax.run.config import UserError
+from dfkd_jax.runtime import results
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

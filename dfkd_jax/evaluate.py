@@ -19,13 +19,16 @@ import ml_collections
 import numpy as np
 from absl import app, flags, logging
 
-from dfkd_jax import command_line, data, data_specs, results, student, teacher
-from dfkd_jax.checkpoint import DamagedCheckpoint
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.command_line import CONFIG, FLAG_ERRORS, fail, sentence
-from dfkd_jax.config import UserError
-from dfkd_jax.exported import Read, read_onnx, read_safetensors, read_stablehlo
-from dfkd_jax.own_module import is_own
+from dfkd_jax.data import data_specs
+from dfkd_jax.data import splits as data
+from dfkd_jax.interchange.exported import Read, read_onnx, read_safetensors, read_stablehlo
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.networks.own_module import is_own
+from dfkd_jax.run import command_line, student, teacher
+from dfkd_jax.run.checkpoint import DamagedCheckpoint
+from dfkd_jax.run.command_line import CONFIG, FLAG_ERRORS, fail, sentence
+from dfkd_jax.run.config import UserError
+from dfkd_jax.runtime import results
 
 flags.adopt_module_key_flags(command_line)
 OUTPUT = flags.DEFINE_string("output", None, "File of the result; evaluation.json beside TARGET.")

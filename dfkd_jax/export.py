@@ -24,13 +24,14 @@ import numpy as np
 from flax.linen import pooling
 from flax.traverse_util import flatten_dict
 
-from dfkd_jax import convolution, results
-from dfkd_jax.checkpoint import DamagedCheckpoint
-from dfkd_jax.command_line import create_parser, fail
-from dfkd_jax.config import UserError
-from dfkd_jax.own_module import is_own
-from dfkd_jax.student import Student, load_student, logits_of
-from dfkd_jax.torch_layouts import to_torch
+from dfkd_jax.interchange.torch_layouts import to_torch
+from dfkd_jax.networks import convolution
+from dfkd_jax.networks.own_module import is_own
+from dfkd_jax.run.checkpoint import DamagedCheckpoint
+from dfkd_jax.run.command_line import create_parser, fail
+from dfkd_jax.run.config import UserError
+from dfkd_jax.run.student import Student, load_student, logits_of
+from dfkd_jax.runtime import results
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OPSET = 23  # of ONNX

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags, logging
 
-from dfkd_jax import command_line, processes
-from dfkd_jax.checkpoint import DamagedCheckpoint, SaveFailed
-from dfkd_jax.command_line import CONFIG, WORKDIR, fail
-from dfkd_jax.compilation import keep_compiled_programs
-from dfkd_jax.config import UserError
-from dfkd_jax.finite import NonFinite
-from dfkd_jax.host_memory import keep_freed_memory
-from dfkd_jax.processes import LostProcess
-from dfkd_jax.stop import STOPPED, Stopped
-from dfkd_jax.train import run
+from dfkd_jax.run import command_line
+from dfkd_jax.run.checkpoint import DamagedCheckpoint, SaveFailed
+from dfkd_jax.run.command_line import CONFIG, WORKDIR, fail
+from dfkd_jax.run.config import UserError
+from dfkd_jax.run.train import run
+from dfkd_jax.runtime import processes
+from dfkd_jax.runtime.compilation import keep_compiled_programs
+from dfkd_jax.runtime.finite import NonFinite
+from dfkd_jax.runtime.host_memory import keep_freed_memory
+from dfkd_jax.runtime.processes import LostProcess
+from dfkd_jax.runtime.stop import STOPPED, Stopped
 
 flags.adopt_module_key_flags(command_line)  # --help shows them
 DISTRIBUTED = flags.DEFINE_enum(

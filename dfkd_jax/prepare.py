@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dfkd_jax import tfds_data, tiny_imagenet
-from dfkd_jax.command_line import create_parser, fail
-from dfkd_jax.data_specs import OWN
-from dfkd_jax.data_table import SPECS
-from dfkd_jax.errors import DataMissing, UserError
+from dfkd_jax.data import tfds_data, tiny_imagenet
+from dfkd_jax.data.data_specs import OWN
+from dfkd_jax.data.data_table import SPECS
+from dfkd_jax.run.command_line import create_parser, fail
+from dfkd_jax.runtime.errors import DataMissing, UserError
 
 _NOTHING_TO_DO = {
     "digits": "digits needs no preparing: scikit-learn holds them.",

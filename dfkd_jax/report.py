@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfkd_jax import (
+from dfkd_jax.comparison import (
     ablation_figure,
     comparison_axes,
     comparison_figures,
@@ -12,10 +12,10 @@ from dfkd_jax import (
     report_page,
     run_folders,
 )
-from dfkd_jax.command_line import create_parser, fail
-from dfkd_jax.config import UserError
-from dfkd_jax.report_page import Table
-from dfkd_jax.results import replacing, replacing_together
+from dfkd_jax.comparison.report_page import Table
+from dfkd_jax.run.command_line import create_parser, fail
+from dfkd_jax.run.config import UserError
+from dfkd_jax.runtime.results import replacing, replacing_together
 
 DEFAULT_BASELINE = "mb-dfkd"
 NO_DATA = (

@@ -33,13 +33,16 @@ import numpy as np
 import pytest
 
 from configs import digits
-from dfkd_jax import data_specs, host_memory, steps, teacher
-from dfkd_jax.algorithm import create_parts
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.devices import Devices, mapped
-from dfkd_jax.epoch import create_epoch
-from dfkd_jax.metrics import averages
-from dfkd_jax.steps import Parts
+from dfkd_jax.data import data_specs
+from dfkd_jax.distillation import steps
+from dfkd_jax.distillation.algorithm import create_parts
+from dfkd_jax.distillation.epoch import create_epoch
+from dfkd_jax.distillation.metrics import averages
+from dfkd_jax.distillation.steps import Parts
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.run import teacher
+from dfkd_jax.runtime import host_memory
+from dfkd_jax.runtime.devices import Devices, mapped
 
 host_memory.keep_freed_memory()
 
@@ -113,7 +116,7 @@ def build(config):
 
 
 def measured(step, built, state, teacher):
-    """What a step of `dfkd_jax.steps` measures, by name; NaN where nothing was."""
+    """What a step of `dfkd_jax.distillation.steps` measures, by name; NaN where nothing was."""
     found = jax.jit(partial(step, built.parts))(state, teacher)[1]
     return jax.tree.map(float, averages(found))
 

@@ -2,9 +2,10 @@
 
 import csv
 
-from dfkd_jax import results, run_folders
-from dfkd_jax.config import to_dict
-from dfkd_jax.outputs import method_names
+from dfkd_jax.comparison import run_folders
+from dfkd_jax.run.config import to_dict
+from dfkd_jax.run.outputs import method_names
+from dfkd_jax.runtime import results
 from tests.conftest import tiny_config
 
 MIB = 2**20

@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 
-from dfkd_jax import processes
+from dfkd_jax.runtime import processes
 
 
 def main(output, method, mapping, coordinator, count, index):

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from dfkd_jax.axis import ONE
-from dfkd_jax.replay import Batch, Replay, RetentionBatch
+from dfkd_jax.replay.scheme import Batch, Replay, RetentionBatch
+from dfkd_jax.runtime.axis import ONE
 
 
 def create(config, image_shape, num_classes, axis=ONE):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.replay import Batch
-from dfkd_jax.schemes import create_replay
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.replay.scheme import Batch
+from dfkd_jax.replay.schemes import create_replay
 from tests.conftest import tiny_config
 
 SHAPE, CLASSES = (8, 8, 1), 10

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.student import Student
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.run.student import Student
 
 
 def expected(student, x):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dfkd_jax import report, results, run_folders
-from dfkd_jax.ablation_figure import ablation, varied_field
+from dfkd_jax import report
+from dfkd_jax.comparison import run_folders
+from dfkd_jax.comparison.ablation_figure import ablation, varied_field
+from dfkd_jax.runtime import results
 from tests.fabricated import fabricate
 
 

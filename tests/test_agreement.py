@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax import data_specs, memory_bank
-from dfkd_jax.agreement import create_agreement
-from dfkd_jax.algorithm import create_parts
+from dfkd_jax.data import data_specs
+from dfkd_jax.distillation.agreement import create_agreement
+from dfkd_jax.distillation.algorithm import create_parts
+from dfkd_jax.replay import memory_bank
 from tests.conftest import build, tiny_config
 
 KINDS = {"memory_bank": "lra-mb", "generative": "lra-gr", "none": "adversarial"}

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax import benchmark, operations, peer
+from dfkd_jax import benchmark
 from dfkd_jax.benchmark import ITERATION, STEP, Ratio
-from dfkd_jax.config import UserError
-from dfkd_jax.measure import Program, cost
+from dfkd_jax.cost import operations, peer
+from dfkd_jax.cost.measure import Program, cost
+from dfkd_jax.run.config import UserError
 from tests.conftest import tiny_config
 
 KEYS = {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax import checkpoint
+from dfkd_jax.run import checkpoint
 from tests.conftest import same_bits
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dfkd_jax.classifiers import CLASSIFIERS, CNN, create_classifier
-from dfkd_jax.lenet import LeNet5
-from dfkd_jax.mobilenet import MobileNetV2
-from dfkd_jax.resnet import ResNet
-from dfkd_jax.squeezenet import SqueezeNet
-from dfkd_jax.vgg import VGG
-from dfkd_jax.wide_resnet import WideResNet
+from dfkd_jax.networks.classifiers import CLASSIFIERS, CNN, create_classifier
+from dfkd_jax.networks.lenet import LeNet5
+from dfkd_jax.networks.mobilenet import MobileNetV2
+from dfkd_jax.networks.resnet import ResNet
+from dfkd_jax.networks.squeezenet import SqueezeNet
+from dfkd_jax.networks.vgg import VGG
+from dfkd_jax.networks.wide_resnet import WideResNet
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 

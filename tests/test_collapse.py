@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dfkd_jax import collapse, report, results
-from dfkd_jax.agreement import class_share, spread
-from dfkd_jax.collapse import at_most_chance, warnings
-from dfkd_jax.train import run
+from dfkd_jax import report
+from dfkd_jax.distillation.agreement import class_share, spread
+from dfkd_jax.run import collapse
+from dfkd_jax.run.collapse import at_most_chance, warnings
+from dfkd_jax.run.train import run
+from dfkd_jax.runtime import results
 from tests.conftest import tiny_config
 from tests.fabricated import fabricate
 

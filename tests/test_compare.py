@@ -6,10 +6,12 @@ import pytest
 from rich.console import Console
 
 from configs import cifar10_cnn, cifar100
-from dfkd_jax import command_line, compare, results
-from dfkd_jax.child_process import Outcome
-from dfkd_jax.config import UserError, to_dict
-from dfkd_jax.overall_progress import OverallProgress
+from dfkd_jax import compare
+from dfkd_jax.comparison.child_process import Outcome
+from dfkd_jax.comparison.overall_progress import OverallProgress
+from dfkd_jax.run import command_line
+from dfkd_jax.run.config import UserError, to_dict
+from dfkd_jax.runtime import results
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dfkd_jax import results, run_folders
-from dfkd_jax.child_process import in_child
-from dfkd_jax.stop import STOPPED
+from dfkd_jax.comparison import run_folders
+from dfkd_jax.comparison.child_process import in_child
+from dfkd_jax.runtime import results
+from dfkd_jax.runtime.stop import STOPPED
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent

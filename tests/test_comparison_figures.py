@@ -9,7 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dfkd_jax import comparison_figures, report, run_folders
+from dfkd_jax import report
+from dfkd_jax.comparison import comparison_figures, run_folders
 from tests.fabricated import fabricate
 
 

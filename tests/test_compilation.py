@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from dfkd_jax import compilation
+from dfkd_jax.runtime import compilation
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent

@@ -5,11 +5,15 @@ import importlib
 import pytest
 
 from configs import digits
-from dfkd_jax import config as config_lib
-from dfkd_jax import data, data_specs, methods, results, teacher
-from dfkd_jax.config import UserError, check, differences, get, to_dict
-from dfkd_jax.data_table import SPECS
-from dfkd_jax.losses import GeneratorLossWeights
+from dfkd_jax.data import data_specs
+from dfkd_jax.data import splits as data
+from dfkd_jax.data.data_table import SPECS
+from dfkd_jax.losses.terms import GeneratorLossWeights
+from dfkd_jax.methods import presets as methods
+from dfkd_jax.run import config as config_lib
+from dfkd_jax.run import teacher
+from dfkd_jax.run.config import UserError, check, differences, get, to_dict
+from dfkd_jax.runtime import results
 
 NAMES = (
     *("default", "digits", "mnist", "cifar10", "cifar10_cnn", "cifar10_wrn", "cifar100"),

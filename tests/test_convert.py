@@ -10,11 +10,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import digits
-from dfkd_jax import command_line, data_specs, results, teacher
-from dfkd_jax import config as config_lib
-from dfkd_jax.classifiers import create_classifier
 from dfkd_jax.convert import main
-from dfkd_jax.torch_layouts import to_torch
+from dfkd_jax.data import data_specs
+from dfkd_jax.interchange.torch_layouts import to_torch
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.run import command_line, teacher
+from dfkd_jax.run import config as config_lib
+from dfkd_jax.runtime import results
 
 
 @cache

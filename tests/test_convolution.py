@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dfkd_jax import convolution, layers, winograd
+from dfkd_jax.networks import convolution, layers, winograd
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 NHWC = ("NHWC", "HWIO", "NHWC")

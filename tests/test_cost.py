@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dfkd_jax import data_specs, growth
-from dfkd_jax.algorithm import create_algorithm
-from dfkd_jax.devices import Devices
-from dfkd_jax.measure import cost
-from dfkd_jax.teacher import load_teacher, save_teacher
+from dfkd_jax.cost import growth
+from dfkd_jax.cost.measure import cost
+from dfkd_jax.data import data_specs
+from dfkd_jax.distillation.algorithm import create_algorithm
+from dfkd_jax.run.teacher import load_teacher, save_teacher
+from dfkd_jax.runtime.devices import Devices
 from tests.conftest import build, epoch_of, tiny_config
 
 

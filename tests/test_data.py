@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax import data, tfds_data
-from dfkd_jax.data_table import SPECS
+from dfkd_jax.data import splits as data
+from dfkd_jax.data import tfds_data
+from dfkd_jax.data.data_table import SPECS
 from tests.prepared import encode, prepare_tfds, random_split
 
 

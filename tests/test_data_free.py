@@ -8,9 +8,13 @@ from jax.extend import core
 from PIL import Image
 from rich.console import Console
 
-from dfkd_jax import algorithm, data, models, results, teacher, train
-from dfkd_jax.config import UserError
-from dfkd_jax.data_table import SPECS
+from dfkd_jax.data import splits as data
+from dfkd_jax.data.data_table import SPECS
+from dfkd_jax.distillation import algorithm
+from dfkd_jax.networks import models
+from dfkd_jax.run import teacher, train
+from dfkd_jax.run.config import UserError
+from dfkd_jax.runtime import results
 from tests.conftest import build, tiny_config
 
 QUIET = Console(quiet=True)

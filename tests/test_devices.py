@@ -8,14 +8,17 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from configs import digits
-from dfkd_jax import checkpoint, config, data, devices, objectives, results, train
-from dfkd_jax.accuracy import create_accuracy, put_batches
-from dfkd_jax.algorithm import create_algorithm
-from dfkd_jax.data_table import SPECS
-from dfkd_jax.devices import AXIS, Devices
-from dfkd_jax.meta import meta_gradient
-from dfkd_jax.schemes import split_sizes
-from dfkd_jax.state import layout_of
+from dfkd_jax.data import splits as data
+from dfkd_jax.data.data_table import SPECS
+from dfkd_jax.distillation import objectives
+from dfkd_jax.distillation.algorithm import create_algorithm
+from dfkd_jax.distillation.meta import meta_gradient
+from dfkd_jax.distillation.state import layout_of
+from dfkd_jax.replay.schemes import split_sizes
+from dfkd_jax.run import checkpoint, config, train
+from dfkd_jax.run.accuracy import create_accuracy, put_batches
+from dfkd_jax.runtime import devices, results
+from dfkd_jax.runtime.devices import AXIS, Devices
 from tests.conftest import cast, same_bits, tiny_config
 
 SPEC = SPECS["digits"]
@@ -218,9 +221,7 @@ def test_the_digits_run_on_8_devices_is_that_on_1(tmp_path):
 def test_evaluation_is_the_same_on_any_devices(monkeypatch):
     """And each sees its share of every batch only."""
     split = data.load(SPEC, "test")
-    model = create_algorithm(
-        tiny_config(), SPEC.image_shape, SPEC.num_classes, on(1)
-    ).parts.student
+    model = create_algorithm(tiny_config(), SPEC.image_shape, SPEC.num_classes, on(1)).parts.student
     variables = model.init(jax.random.key(0), jnp.zeros((2, *SPEC.image_shape)), train=False)
     variables = jax.tree.map(np.asarray, variables)
     accuracies, put = set(), Devices.put

@@ -10,19 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dfkd_jax import (
-    checkpoint,
-    convert,
-    evaluate,
-    export,
-    figures,
-    prepare,
-    report,
-    results,
-    teacher,
-)
-from dfkd_jax.config import to_dict
-from dfkd_jax.torch_layouts import to_torch
+from dfkd_jax import convert, evaluate, export, prepare, report
+from dfkd_jax.interchange.torch_layouts import to_torch
+from dfkd_jax.run import checkpoint, figures, teacher
+from dfkd_jax.run.config import to_dict
+from dfkd_jax.runtime import results
 from tests.conftest import tiny_config
 from tests.disks import small_disk, tree
 from tests.fabricated import fabricate

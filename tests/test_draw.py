@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dfkd_jax import draw
+from dfkd_jax.runtime import draw
 
 PACKAGE = Path(draw.__file__).parent
 KEY = jax.random.key(7)

@@ -7,11 +7,12 @@ import jax
 import pytest
 from rich.console import Console
 
-from dfkd_jax import checkpoint, devices, results, train
-from dfkd_jax.config import UserError, check
-from dfkd_jax.finite import NonFinite
-from dfkd_jax.stop import Stopped
-from dfkd_jax.train import run
+from dfkd_jax.run import checkpoint, train
+from dfkd_jax.run.config import UserError, check
+from dfkd_jax.run.train import run
+from dfkd_jax.runtime import devices, results
+from dfkd_jax.runtime.finite import NonFinite
+from dfkd_jax.runtime.stop import Stopped
 from tests.conftest import build, same_bits, tiny_config, untrained_teacher
 
 QUIET = Console(quiet=True)

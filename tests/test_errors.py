@@ -9,8 +9,11 @@ import jax
 import pytest
 from rich.console import Console
 
-from dfkd_jax import algorithm, config, errors, schemes, teacher, train
-from dfkd_jax.child_process import in_child
+from dfkd_jax.comparison.child_process import in_child
+from dfkd_jax.distillation import algorithm
+from dfkd_jax.replay import schemes
+from dfkd_jax.run import config, teacher, train
+from dfkd_jax.runtime import errors
 from tests.conftest import TINY, tiny_config
 
 QUIET = Console(quiet=True)
@@ -58,12 +61,13 @@ def test_a_defect_in_what_runs_per_device_is_not_put_down_to_the_student(tmp_pat
 
 COMMAND = """
 import sys
-from dfkd_jax import algorithm
+from dfkd_jax.distillation import algorithm
 def broken(*args, **kwargs):
     raise ValueError("a defect")
 algorithm.create_parts = broken
 from absl import app
-from dfkd_jax import command_line, main
+from dfkd_jax.run import command_line
+from dfkd_jax import main
 app.run(main.main, flags_parser=command_line.parse_flags)
 """
 

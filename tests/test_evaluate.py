@@ -10,12 +10,15 @@ import pytest
 from safetensors.numpy import load, save
 
 from configs import digits
-from dfkd_jax import checkpoint, data, evaluate, export, results, teacher
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.config import UserError
-from dfkd_jax.data_table import SPECS
-from dfkd_jax.resume import claim
-from dfkd_jax.student import load_student
+from dfkd_jax import evaluate, export
+from dfkd_jax.data import splits as data
+from dfkd_jax.data.data_table import SPECS
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.run import checkpoint, teacher
+from dfkd_jax.run.config import UserError
+from dfkd_jax.run.resume import claim
+from dfkd_jax.run.student import load_student
+from dfkd_jax.runtime import results
 from tests.conftest import tiny_config
 from tests.students import expected, random_student
 

@@ -18,10 +18,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load
 
-from dfkd_jax import checkpoint, convolution, export, results, teacher
-from dfkd_jax.config import UserError, to_dict
-from dfkd_jax.data_table import SPECS
-from dfkd_jax.student import load_student
+from dfkd_jax import export
+from dfkd_jax.data.data_table import SPECS
+from dfkd_jax.networks import convolution
+from dfkd_jax.run import checkpoint, teacher
+from dfkd_jax.run.config import UserError, to_dict
+from dfkd_jax.run.student import load_student
+from dfkd_jax.runtime import results
 from tests.conftest import build, tiny_config
 from tests.students import expected, random_student
 

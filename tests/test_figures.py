@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from dfkd_jax import figures
+from dfkd_jax.run import figures
 
 
 def record(epoch, **changes):

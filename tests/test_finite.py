@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dfkd_jax import checkpoint, convert, export, results, teacher
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.config import UserError
-from dfkd_jax.finite import NonFinite, all_finite, check_variables
-from dfkd_jax.train import run
+from dfkd_jax import convert, export
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.run import checkpoint, teacher
+from dfkd_jax.run.config import UserError
+from dfkd_jax.run.train import run
+from dfkd_jax.runtime import results
+from dfkd_jax.runtime.finite import NonFinite, all_finite, check_variables
 from tests.conftest import build, epoch_of, tiny_config, untrained_teacher
 
 QUIET = Console(quiet=True)

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfkd_jax import config as config_lib
-from dfkd_jax import data, data_specs, decoded_cache, results
-from dfkd_jax.config import UserError
+from dfkd_jax.data import data_specs, decoded_cache
+from dfkd_jax.data import splits as data
+from dfkd_jax.run import config as config_lib
+from dfkd_jax.run.config import UserError
+from dfkd_jax.runtime import results
 from tests.conftest import tiny_config
 
 FIELDS = {"image_size": 8, "channels": 3, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dfkd_jax import compare, folder_lock, train
-from dfkd_jax.errors import UserError
-from dfkd_jax.folder_lock import LOCK, only_user
+from dfkd_jax import compare
+from dfkd_jax.run import train
+from dfkd_jax.runtime import folder_lock
+from dfkd_jax.runtime.errors import UserError
+from dfkd_jax.runtime.folder_lock import LOCK, only_user
 from tests.conftest import TINY, tiny_config
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.skipif(folder_lock.fcntl is None, reason="no flock here
 HOLDER = """
 import sys, time
 from pathlib import Path
-from dfkd_jax.folder_lock import only_user
+from dfkd_jax.runtime.folder_lock import only_user
 with only_user(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

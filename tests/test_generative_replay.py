@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from dfkd_jax import config as config_lib
-from dfkd_jax import data_specs, draw, generative_replay
-from dfkd_jax.axis import Axis
-from dfkd_jax.encoder import Encoder, normalize_height
-from dfkd_jax.generator import Generator
-from dfkd_jax.replay import Batch
-from dfkd_jax.schemes import create_replay
+from dfkd_jax.data import data_specs
+from dfkd_jax.networks.encoder import Encoder, normalize_height
+from dfkd_jax.networks.generator import Generator
+from dfkd_jax.replay import generative_replay
+from dfkd_jax.replay.scheme import Batch
+from dfkd_jax.replay.schemes import create_replay
+from dfkd_jax.run import config as config_lib
+from dfkd_jax.runtime import draw
+from dfkd_jax.runtime.axis import Axis
 from tests.conftest import TINY, build, cast, epoch_of, tiny_config
 from tests.schemes import (
     CLASSES,

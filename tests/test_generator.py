@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dfkd_jax import generator
-from dfkd_jax.convolution import convolution, upsampled_convolution
-from dfkd_jax.generator import Generator, base_size
+from dfkd_jax.networks import generator
+from dfkd_jax.networks.convolution import convolution, upsampled_convolution
+from dfkd_jax.networks.generator import Generator, base_size
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 LATENT = 6

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dfkd_jax import results, run_folders, student, teacher, train
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.config import UserError, check
-from dfkd_jax.train import run
+from dfkd_jax.comparison import run_folders
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.run import student, teacher, train
+from dfkd_jax.run.config import UserError, check
+from dfkd_jax.run.train import run
+from dfkd_jax.runtime import results
 from tests.conftest import same_bits, tiny_config, untrained_teacher
 
 QUIET = Console(quiet=True)

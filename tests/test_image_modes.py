@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfkd_jax import data, data_specs, decoded_cache
-from dfkd_jax.decoded_cache import Example
+from dfkd_jax.data import data_specs, decoded_cache
+from dfkd_jax.data import splits as data
+from dfkd_jax.data.decoded_cache import Example
 from tests.conftest import tiny_config
 
 SIZE = 8

@@ -7,12 +7,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import default
-from dfkd_jax import config as configuration
-from dfkd_jax import initialization
-from dfkd_jax.classifiers import CLASSIFIERS, create_classifier
-from dfkd_jax.encoder import Encoder
-from dfkd_jax.generator import Generator
-from dfkd_jax.torch_layouts import to_torch
+from dfkd_jax.interchange.torch_layouts import to_torch
+from dfkd_jax.networks import initialization
+from dfkd_jax.networks.classifiers import CLASSIFIERS, create_classifier
+from dfkd_jax.networks.encoder import Encoder
+from dfkd_jax.networks.generator import Generator
+from dfkd_jax.run import config as configuration
 from tests.conftest import build, tiny_config
 
 K = 100  # classes: so many numbers has the smallest bias of the large networks

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dfkd_jax import layers
+from dfkd_jax.networks import layers
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 

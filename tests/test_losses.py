@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax import batch_norm, losses
-from dfkd_jax.classifiers import create_classifier
+from dfkd_jax.losses import batch_norm
+from dfkd_jax.losses import terms as losses
+from dfkd_jax.networks.classifiers import create_classifier
 
 RNG = np.random.default_rng(0)
 TEACHER, STUDENT = RNG.normal(size=(2, 6, 4)) * 3

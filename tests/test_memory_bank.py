@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfkd_jax import memory_bank
+from dfkd_jax.replay import memory_bank
 
 SHAPE, CLASSES = (2, 2, 1), 3
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax import meta
-from dfkd_jax.classifiers import create_classifier
+from dfkd_jax.distillation import meta
+from dfkd_jax.networks.classifiers import create_classifier
 from tests.conftest import cast
 
 pytestmark = pytest.mark.usefixtures("x64")

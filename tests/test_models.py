@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax.meta import cosine
-from dfkd_jax.metrics import averages
-from dfkd_jax.steps import student_step, update_step
+from dfkd_jax.distillation.meta import cosine
+from dfkd_jax.distillation.metrics import averages
+from dfkd_jax.distillation.steps import student_step, update_step
 from tests.conftest import build, measured, tiny_config
 
 

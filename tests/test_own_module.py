@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from dfkd_jax import config as config_lib
-from dfkd_jax import export, results, teacher, torch_layouts, train
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.config import UserError
-from dfkd_jax.own_module import check_axis
+from dfkd_jax import export
+from dfkd_jax.interchange import torch_layouts
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.networks.own_module import check_axis
+from dfkd_jax.run import config as config_lib
+from dfkd_jax.run import teacher, train
+from dfkd_jax.run.config import UserError
+from dfkd_jax.runtime import results
 from tests.conftest import tiny_config
 
 README = Path(__file__).parents[1] / "README.md"

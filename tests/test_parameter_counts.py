@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.mobilenet import MobileNetV2
-from dfkd_jax.squeezenet import SqueezeNet
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.networks.mobilenet import MobileNetV2
+from dfkd_jax.networks.squeezenet import SqueezeNet
 
 
 def parameter_count(name, num_classes, image_shape):

@@ -16,16 +16,19 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dfkd_jax import adversarial, draw, losses, meta
-from dfkd_jax.algorithm import create_parts
-from dfkd_jax.classifiers import CNN
-from dfkd_jax.encoder import Encoder
-from dfkd_jax.generative_replay import recall_latent
-from dfkd_jax.generator import Generator
-from dfkd_jax.replay import Batch, RetentionBatch
-from dfkd_jax.schemes import create_replay
-from dfkd_jax.state import Network, generator_optimizer, student_optimizer
-from dfkd_jax.steps import init, student_step
+from dfkd_jax.distillation import meta
+from dfkd_jax.distillation.algorithm import create_parts
+from dfkd_jax.distillation.state import Network, generator_optimizer, student_optimizer
+from dfkd_jax.distillation.steps import init, student_step
+from dfkd_jax.losses import terms as losses
+from dfkd_jax.networks.classifiers import CNN
+from dfkd_jax.networks.encoder import Encoder
+from dfkd_jax.networks.generator import Generator
+from dfkd_jax.replay.generative_replay import recall_latent
+from dfkd_jax.replay.scheme import Batch, RetentionBatch
+from dfkd_jax.replay.schemes import create_replay
+from dfkd_jax.runtime import draw
+from dfkd_jax.synthesis import adversarial
 from tests.conftest import cast, tiny_config
 
 torch = pytest.importorskip("torch")

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfkd_jax import data, prepare
-from dfkd_jax.data_table import SPECS
+from dfkd_jax import prepare
+from dfkd_jax.data import splits as data
+from dfkd_jax.data.data_table import SPECS
 from tests.prepared import prepare_tfds, random_split
 
 SHAPE = (28, 28, 1)

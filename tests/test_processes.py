@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from dfkd_jax import processes, results
-from dfkd_jax.stop import STOPPED
+from dfkd_jax.runtime import processes, results
+from dfkd_jax.runtime.stop import STOPPED
 from tests.test_run import ROOT, command, without_seconds
 
 pytestmark = pytest.mark.slow
@@ -179,7 +179,7 @@ CLUSTERS = {
 # Where it is, then what both agree on: that process 1 says so, and what process 0 says.
 MEETING = """
 import jax
-from dfkd_jax import processes
+from dfkd_jax.runtime import processes
 processes.start("cluster", None, None, None)
 me = jax.process_index()
 print(me, jax.process_count(), processes.any_of(me == 1), processes.from_main(7 - me))

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dfkd_jax import progress
+from dfkd_jax.run import progress
 
 RECORD = {
     "epoch": 3,

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax import config as config_lib
-from dfkd_jax import devices, schemes
+from dfkd_jax.replay import schemes
+from dfkd_jax.run import config as config_lib
+from dfkd_jax.runtime import devices
 from tests import last_batch
 from tests.conftest import build, tiny_config
 from tests.schemes import CLASSES, KEY, SHAPE, fresh, scheme_of, teacher

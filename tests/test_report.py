@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from dfkd_jax import report, results, run_folders
-from dfkd_jax.config import UserError
-from dfkd_jax.outputs import method_names
+from dfkd_jax import report
+from dfkd_jax.comparison import run_folders
+from dfkd_jax.run.config import UserError
+from dfkd_jax.run.outputs import method_names
+from dfkd_jax.runtime import results
 from tests.conftest import tiny_config
 from tests.fabricated import MIB, fabricate, read_csv, rows
 

@@ -6,7 +6,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from dfkd_jax import report, results, run_folders
+from dfkd_jax import report
+from dfkd_jax.comparison import run_folders
+from dfkd_jax.runtime import results
 from tests.fabricated import fabricate, read_csv, rows
 
 

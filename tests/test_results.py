@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from dfkd_jax import results
-from dfkd_jax.outputs import Outputs
-from dfkd_jax.resume import Run
+from dfkd_jax.run.outputs import Outputs
+from dfkd_jax.run.resume import Run
+from dfkd_jax.runtime import results
 from tests.conftest import tiny_config
 
 HISTORY = [

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfkd_jax import checkpoint, results
+from dfkd_jax.run import checkpoint
+from dfkd_jax.runtime import results
 from tests.conftest import TINY, build, same_bits, tiny_config
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.scaling import collectives, cost
 from benchmarks.vit import ViT
-from dfkd_jax.own_module import check_call
+from dfkd_jax.networks.own_module import check_call
 from tests.conftest import tiny_config
 from tests.test_devices import on
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dfkd_jax.statistics import band, mean_interval, paired_difference
+from dfkd_jax.comparison.statistics import band, mean_interval, paired_difference
 
 NAN = math.nan
 

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax import methods
-from dfkd_jax.draw import stream
-from dfkd_jax.objectives import OBJECTIVES
-from dfkd_jax.replay import Batch
-from dfkd_jax.state import generator_optimizer, student_optimizer
-from dfkd_jax.steps import generated, update_step
-from dfkd_jax.steps import student_step as take_student_step
+from dfkd_jax.distillation.objectives import OBJECTIVES
+from dfkd_jax.distillation.state import generator_optimizer, student_optimizer
+from dfkd_jax.distillation.steps import generated, update_step
+from dfkd_jax.distillation.steps import student_step as take_student_step
+from dfkd_jax.methods import presets as methods
+from dfkd_jax.replay.scheme import Batch
+from dfkd_jax.runtime.draw import stream
 from tests.conftest import build, cast, epoch_of, measured, tiny_config
 
 OF_REPLAY = ("retention_loss", "gradient_alignment")
@@ -78,7 +78,7 @@ def test_the_generator_learns_from_the_student_as_well_as_from_the_teacher():
 def test_the_teacher_sees_the_images_that_the_student_sees(filled):
     """What is remembered are the images with the teacher's logits for them."""
     steps, state, teacher = filled
-    from dfkd_jax.classifiers import create_classifier
+    from dfkd_jax.networks.classifiers import create_classifier
 
     model = create_classifier("cnn_half", 10)
     bank = state.replay

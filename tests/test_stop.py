@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dfkd_jax import child_process, compare
-from dfkd_jax.child_process import Outcome, in_child
-from dfkd_jax.stop import STOPPED, Stopped, stop_requests
+from dfkd_jax import compare
+from dfkd_jax.comparison import child_process
+from dfkd_jax.comparison.child_process import Outcome, in_child
+from dfkd_jax.runtime.stop import STOPPED, Stopped, stop_requests
 from tests.conftest import tiny_config, untrained_teacher
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 # Works for many seconds in one step of the interpreter, as the compiler does, or in many.
 PROGRAM = """
 import hashlib, signal, sys, time
-from dfkd_jax.stop import stop_requests
+from dfkd_jax.runtime.stop import stop_requests
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with stop_requests() as requested:
     print("ready", flush=True)

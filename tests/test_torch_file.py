@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dfkd_jax.torch_file import read_state_dict
+from dfkd_jax.interchange.torch_file import read_state_dict
 
 STATE_DICT = {
     "conv.weight": np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3),

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax.classifiers import CLASSIFIERS, create_classifier
-from dfkd_jax.torch_layouts import WrongWeights, from_torch, layouts, to_torch
+from dfkd_jax.interchange.torch_layouts import WrongWeights, from_torch, layouts, to_torch
+from dfkd_jax.networks.classifiers import CLASSIFIERS, create_classifier
 
 K = 7  # classes
 S32, S64 = (32, 32, 3), (64, 64, 3)

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dfkd_jax import checkpoint, data, results, steps, teacher
-from dfkd_jax.accuracy import create_accuracy, put_batches
-from dfkd_jax.algorithm import create_algorithm
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.config import UserError
-from dfkd_jax.data_table import SPECS
-from dfkd_jax.draw import stream
-from dfkd_jax.train import run
+from dfkd_jax.data import splits as data
+from dfkd_jax.data.data_table import SPECS
+from dfkd_jax.distillation import steps
+from dfkd_jax.distillation.algorithm import create_algorithm
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.run import checkpoint, teacher
+from dfkd_jax.run.accuracy import create_accuracy, put_batches
+from dfkd_jax.run.config import UserError
+from dfkd_jax.run.train import run
+from dfkd_jax.runtime import results
+from dfkd_jax.runtime.draw import stream
 from tests.conftest import same_bits, tiny_config
 from tests.test_devices import SPEC, on
 

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from dfkd_jax import command_line, convert, evaluate, export, train
-from dfkd_jax.classifiers import create_classifier
-from dfkd_jax.torch_layouts import from_torch
+from dfkd_jax import convert, evaluate, export
+from dfkd_jax.interchange.torch_layouts import from_torch
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.run import command_line, train
 from tests.prepared import prepare_tfds, random_split
 
 ROOT = Path(__file__).parent.parent

@@ -2,8 +2,8 @@
 
 import torch
 
-from dfkd_jax import data
-from dfkd_jax.data_table import SPECS
+from dfkd_jax.data import splits as data
+from dfkd_jax.data.data_table import SPECS
 
 MEAN, STD = 0.1307, 0.3081
 

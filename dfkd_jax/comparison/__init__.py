@@ -1,0 +1,1 @@
+"""Many runs: child processes, tables, figures and the page."""

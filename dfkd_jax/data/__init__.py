@@ -1,0 +1,1 @@
+"""Labelled images and their facts: to train and test teachers, and to test students."""

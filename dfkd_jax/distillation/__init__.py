@@ -1,0 +1,1 @@
+"""The paper: meta-gradient, objectives, steps, and an epoch of them."""

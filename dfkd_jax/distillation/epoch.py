@@ -1,0 +1,147 @@
+"""One epoch: iterations of synthesis, student steps and what the replay scheme observes.
+
+`scan` is one compiled call, for GPU and TPU. `step` dispatches the same step functions one by one
+from Python without ever reading a value back: on CPU, XLA runs convolutions inside compiled loops
+and branches tens of times slower than outside of them. Both give the same numbers.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax import lax
+
+from dfkd_jax.distillation import steps
+from dfkd_jax.distillation.metrics import Metrics, add, averages
+from dfkd_jax.distillation.state import DistillState
+from dfkd_jax.distillation.steps import Parts
+from dfkd_jax.runtime.devices import Mapped
+from dfkd_jax.runtime.finite import all_finite
+
+LOOPS = ("auto", "scan", "step")
+Epoch = Callable[[DistillState, Any], tuple[DistillState, dict[str, jax.Array]]]
+Carry = tuple[DistillState, Metrics]  # a state, and what was measured since the epoch began
+Step = Callable[[Carry, Any], Carry]
+
+
+def create_epoch(
+    config: ml_collections.ConfigDict,
+    whole: Parts,
+    parts: Parts,
+    mapped: Mapped,
+    shardings: Any = None,
+) -> Epoch:
+    """(state, teacher variables) -> (state, metrics), with the state donated.
+
+    Metrics are device scalars: the means over the epoch of all that its steps measure, NaN where
+    nothing was measured, and what `finite_parts` says. Nothing is read back.
+
+    Args:
+      config: of the run.
+      whole: the parts on whole arrays.
+      parts: for one device's share of the batch; on one device the same.
+      mapped: how they run on all devices, for a layout of `Carry`.
+      shardings: of what every device holds whole.
+    """
+    loop = config.loop
+    if loop == "auto":
+        loop = "step" if jax.default_backend() == "cpu" else "scan"
+    iterations = config.iterations_per_epoch
+    run = {"scan": _scanned, "step": _stepped}[loop](parts, iterations, mapped)
+    nothing = jax.jit(partial(nothing_measured, whole), out_shardings=shardings)
+    finish = jax.jit(lambda state, sums: averages(sums) | finite_parts(state, sums))
+
+    def epoch(state: DistillState, teacher: Any) -> tuple[DistillState, dict[str, jax.Array]]:
+        carry = mapped.enter((state, nothing(state, teacher)))
+        state, sums = mapped.leave(run(carry, mapped.constants(teacher)))
+        return state, finish(state, sums)
+
+    return epoch
+
+
+def nothing_measured(parts: Parts, state: DistillState, teacher: Any) -> Metrics:
+    """Sums of 0 for all that the steps measure; nothing is computed."""
+    every = (steps.update_step, steps.student_step, steps.observe_step)
+    of_each = [jax.eval_shape(partial(step, parts), state, teacher)[1] for step in every]
+    names = {name: mean for metrics in of_each for name, mean in metrics.items()}
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), names)
+
+
+def finite_parts(state: DistillState, sums: Metrics | None = None) -> dict[str, jax.Array]:
+    """Whether student, synthesizer and replay are finite, as `finite_student` and so on.
+
+    All that is floating in them counts: parameters, batch statistics, optimiser states and replayed
+    images. What an epoch measured, `finite`, does not show what its last update has made of them.
+    """
+    parts = {name: getattr(state, name) for name in ("student", "synthesizer", "replay")}
+    found = {f"finite_{name}": all_finite(part) for name, part in parts.items()}
+    return found if sums is None else {**found, "finite": all_finite(sums)}
+
+
+def recorded(step: Callable[[DistillState, Any], tuple[DistillState, Metrics]]) -> Step:
+    """The step on a state and sums, to which what it measures is added."""
+
+    def record(carry: Carry, teacher: Any) -> Carry:
+        state, sums = carry
+        state, metrics = step(state, teacher)
+        return state, add(sums, metrics)
+
+    return record
+
+
+def _recorded_steps(parts: Parts) -> tuple[Step, Step, Step]:
+    every = (steps.update_step, steps.student_step, steps.observe_step)
+    return tuple(recorded(partial(step, parts)) for step in every)
+
+
+def observes_after(parts: Parts) -> tuple[bool, ...]:
+    """For each student step of an iteration, whether the replay scheme observes after it."""
+    return parts.method.replay.observes_after or (False,) * parts.method.plan.student_steps
+
+
+def _scanned(parts: Parts, iterations: int, mapped: Mapped) -> Step:
+    plan = parts.method.plan
+    update, student_step, observe = _recorded_steps(parts)
+    observes = jnp.asarray(observes_after(parts))
+
+    def epoch(carry: Carry, teacher: Any) -> Carry:
+        def student(carry: Carry, due: jax.Array) -> tuple[Carry, None]:
+            state, sums = student_step(carry, teacher)
+
+            def observed(carry: Carry) -> tuple[Any, Metrics]:
+                state, sums = observe(carry, teacher)
+                return state.replay, sums
+
+            replay, sums = lax.cond(
+                due, observed, lambda carry: (carry[0].replay, carry[1]), (state, sums)
+            )
+            return (state.replace(replay=replay), sums), None
+
+        def iteration(carry: Carry, _: None) -> tuple[Carry, None]:
+            carry = lax.fori_loop(0, plan.updates, lambda _, carry: update(carry, teacher), carry)
+            return lax.scan(student, carry, observes)
+
+        carry, _ = lax.scan(iteration, carry, None, length=iterations)
+        return carry
+
+    return mapped.step(epoch)
+
+
+def _stepped(parts: Parts, iterations: int, mapped: Mapped) -> Step:
+    plan = parts.method.plan
+    update, student_step, observe = map(mapped.step, _recorded_steps(parts))
+
+    def epoch(carry: Carry, teacher: Any) -> Carry:
+        for _ in range(iterations):
+            for _ in range(plan.updates):
+                carry = mapped.settle(update(carry, teacher))
+            for due in observes_after(parts):
+                carry = mapped.settle(student_step(carry, teacher))
+                if due:
+                    carry = mapped.settle(observe(carry, teacher))
+        return carry
+
+    return epoch

@@ -1,0 +1,154 @@
+"""The student's objectives: what it descends on a fresh batch x̂ and a replayed batch x̂_m.
+
+    acquisition       L_acq(θ)
+    joint             L_acq(θ) + λ L_ret(θ)                  the paper's joint replay, two passes
+    concatenated      mean of d over [x̂; x̂_m] in one pass    the authors' joint replay
+    lra               L_acq(θ) + λ L_ret(θ')                 the paper's method
+    lra_concatenated  mean of d over [x̂; x̂_m] + λ L_ret(θ')  the authors' code for it
+
+with θ' = θ − α ∇L_acq(θ) and L_acq, L_ret the means of d(S, T) over x̂ and over x̂_m. In the one pass
+retention is weighted m : B, and batch norm sees both batches together. It is what MB-DFKD computes
+in the authors' code, and also their "Ours-1": its inner model is detached, so L_ret(θ') sends no
+gradient to the student (`lra_concatenated` with the variant "detached").
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from dfkd_jax.distillation.meta import cosine, meta_gradient
+from dfkd_jax.distillation.metrics import Metrics, measured
+from dfkd_jax.runtime.axis import ONE, Axis
+
+OBJECTIVES = {
+    "acquisition": "L_acq(θ)",
+    "joint": "L_acq(θ) + λ L_ret(θ), a pass for each batch",
+    "concatenated": "mean of d over [x̂; x̂_m] in one pass, as the authors' code has joint replay",
+    "lra": "L_acq(θ) + λ L_ret(θ')",
+    "lra_concatenated": "mean of d over [x̂; x̂_m] + λ L_ret(θ'), as the authors' code has it",
+}
+WITH_INNER_STEP = ("lra", "lra_concatenated")
+"""The objectives for which config.meta says how θ' is reached and differentiated."""
+
+
+class StudentLosses(NamedTuple):
+    """The losses as functions of θ; auxiliary data are the batch statistics of their pass."""
+
+    acquisition: Callable[[Any], tuple[jax.Array, Any]]  # θ ↦ (L_acq, statistics)
+    retention: Callable[[Any], tuple[jax.Array, Any]]  # θ ↦ (L_ret, statistics)
+    concatenated: Callable[[Any], tuple[jax.Array, tuple]]  # θ ↦ (mean, (L_acq, L_ret, statistics))
+    replayed: jax.Array  # (), 0 while there is nothing to replay, else 1
+
+
+class Descent(NamedTuple):
+    """The gradient at θ, the batch statistics that the student keeps, and what was measured."""
+
+    gradient: Any
+    statistics: Any
+    metrics: Metrics
+
+
+Objective = Callable[[StudentLosses, Any], Descent]  # of the losses and θ
+
+
+def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Objective:
+    """The objective that `config.objective` names, with its weight λ and inner step.
+
+    Every one measures `acquisition_loss`; those that replay also `retention_loss` (without λ; of
+    "concatenated" both are of its one pass), `replayed_share`, the share of the steps that had
+    something to replay, in [0, 1], and, with config.meta.measure_alignment,
+    `gradient_alignment`.
+
+    Args:
+      config: of the run: objective, retention_weight and meta.
+      axis: over which the batches are split. Losses are means over one device's share.
+    """
+    if config.objective == "acquisition":
+        return partial(acquisition, axis=axis)
+    if config.objective == "concatenated":
+        return partial(concatenated, axis=axis, measure_alignment=config.meta.measure_alignment)
+    return partial(
+        with_retention,
+        one_pass=config.objective == "lra_concatenated",
+        axis=axis,
+        inner_lr=config.meta.inner_lr,
+        variant=config.meta.variant if config.objective in WITH_INNER_STEP else "none",
+        retention_weight=config.retention_weight,
+        inner_weight_decay=config.meta.inner_weight_decay,
+        inner_steps=config.meta.inner_steps,
+        measure_alignment=config.meta.measure_alignment,
+    )
+
+
+def acquisition(losses: StudentLosses, params: Any, *, axis: Axis = ONE) -> Descent:
+    """∇L_acq(θ)."""
+    (value, statistics), gradient = jax.value_and_grad(losses.acquisition, has_aux=True)(params)
+    metrics = {"acquisition_loss": measured(axis.mean(value))}
+    return Descent(axis.mean(gradient), statistics, metrics)
+
+
+def concatenated(
+    losses: StudentLosses, params: Any, *, axis: Axis = ONE, measure_alignment: bool = True
+) -> Descent:
+    """∇ of the mean of d over [x̂; x̂_m] in one pass."""
+    (_, (acquired, retained, statistics)), gradient = jax.value_and_grad(
+        losses.concatenated, has_aux=True
+    )(params)
+    alignment = None
+    if measure_alignment:
+        both = (losses.acquisition, losses.retention)
+        alignment = cosine(*(axis.mean(jax.grad(f, has_aux=True)(params)[0]) for f in both))
+    metrics = _of_both(losses, axis.mean(acquired), axis.mean(retained), alignment)
+    return Descent(axis.mean(gradient), statistics, metrics)
+
+
+def with_retention(
+    losses: StudentLosses, params: Any, *, one_pass: bool = False, axis: Axis = ONE, **options: Any
+) -> Descent:
+    """∇[L_out(θ) + λ L_ret(θ')], L_out being L_acq or, with `one_pass`, the concatenated loss.
+
+    Args:
+      losses: on the two batches.
+      params: θ.
+      one_pass: see above.
+      axis: over which the batches are split.
+      **options: of `meta_gradient`; with its variant "none" θ' is θ.
+    """
+
+    def joint(params: Any) -> tuple[jax.Array, Any]:
+        value, (_, _, statistics) = losses.concatenated(params)
+        return value, statistics
+
+    gradient, found = meta_gradient(
+        losses.acquisition,
+        losses.retention,
+        params,
+        outer_loss=joint if one_pass else None,
+        has_aux=True,
+        axis=axis,
+        **options,
+    )
+    metrics = _of_both(
+        losses,
+        found["acquisition_loss"],
+        found["retention_loss"],
+        found.get("gradient_alignment"),
+    )
+    return Descent(gradient, found["acquisition_aux"], metrics)
+
+
+def _of_both(
+    losses: StudentLosses, acquired: jax.Array, retained: jax.Array, alignment: jax.Array | None
+) -> Metrics:
+    """What is measured of both batches; that of the replayed one counts where there is one."""
+    metrics = {
+        "acquisition_loss": measured(acquired),
+        "retention_loss": measured(retained, losses.replayed),
+        "replayed_share": measured(losses.replayed),
+    }
+    if alignment is not None:
+        metrics["gradient_alignment"] = measured(alignment, losses.replayed)
+    return metrics

@@ -1,0 +1,1 @@
+"""Distances, the generator's terms, and batch statistics seen from outside."""

@@ -1,0 +1,86 @@
+"""Batch norm seen from outside the network: masking examples, and reading input statistics.
+
+Both work on any Flax network that is built of `flax.linen.BatchNorm`, by intercepting its calls.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dfkd_jax.losses.terms import LayerStatistics
+from dfkd_jax.networks import convolution
+from dfkd_jax.networks.layers import at_least_float32
+from dfkd_jax.runtime.axis import ONE, Axis
+
+
+def _is_batch_norm_call(context: nn.module.InterceptorContext) -> bool:
+    return isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__"
+
+
+@contextlib.contextmanager
+def masked(example_mask: jax.Array) -> Iterator[None]:
+    """Within this context batch statistics are of the examples whose mask is true, bool (B,)."""
+    chex.assert_type(example_mask, bool)
+
+    def interceptor(
+        call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        if _is_batch_norm_call(context):
+            shape = (-1,) + (1,) * (args[0].ndim - 1)
+            kwargs = {**kwargs, "mask": example_mask.reshape(shape)}
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(interceptor):
+        yield
+
+
+@contextlib.contextmanager
+def recorded(axis: Axis = ONE) -> Iterator[list[LayerStatistics]]:
+    """Within this context, collect what enters each batch-norm layer, beside what it remembers.
+
+    The list grows as the network is applied; statistics are of the global batch, at least float32,
+    and differentiable. The variance is the mean square of the centred values: in half precision,
+    or far from 0, E[x²] − E[x]² would be rounding alone.
+    """
+    layers: list[LayerStatistics] = []
+
+    def interceptor(
+        call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        if _is_batch_norm_call(context) and context.module.has_variable("batch_stats", "mean"):
+            x = at_least_float32(args[0])
+
+            def mean_of(x: jax.Array) -> jax.Array:
+                return axis.mean(jnp.mean(x, tuple(range(x.ndim - 1))))
+
+            mean = mean_of(x)
+            running = {k: context.module.get_variable("batch_stats", k) for k in ("mean", "var")}
+            layers.append(
+                LayerStatistics(mean, mean_of((x - mean) ** 2), running["mean"], running["var"])
+            )
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(interceptor):
+        yield layers
+
+
+def count(module: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """How many layers of a classifier `recorded` finds; traced, not computed."""
+
+    def number() -> jax.Array:
+        images = jnp.zeros((2, *image_shape))
+        with convolution.plain():  # which asks for no backend
+            variables = module.init(jax.random.key(0), images, train=False)
+            with recorded() as layers:
+                module.apply(variables, images, train=False)
+        found.append(len(layers))
+        return images
+
+    found: list[int] = []
+    jax.eval_shape(number)
+    return found[0]

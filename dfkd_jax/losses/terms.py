@@ -1,0 +1,202 @@
+"""Losses of the student and of the generator.
+
+Notation: T and S the logits (B, K) of teacher and student, p = softmax(T), p̄ its mean over the
+global batch, f_T the teacher's penultimate features (B, D). `axis` is that over
+which the batch is split, if it is; terms that are not linear in batch means take global means.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dfkd_jax.runtime.axis import ONE, Axis
+
+
+def absolute(x: jax.Array) -> jax.Array:
+    """|x| with derivative sign(x), which is 0 at 0, as in PyTorch; JAX's own is 1 there.
+
+    Where student and teacher agree there is nothing to descend: a derivative of 1 would push every
+    logit of such an image the same way.
+    """
+    return x * jnp.sign(x)
+
+
+# Distances d(S, T) per example, (B, K) × (B, K) → (B,). L_acq and L_ret are their batch means.
+
+
+def l1_distance(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Mean over classes of |S − T|, on logits, without temperature (paper, equation 2)."""
+    del temperature
+    chex.assert_equal_shape([student, teacher])
+    return jnp.mean(absolute(student - teacher), axis=-1)
+
+
+def kl_distance(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """τ² KL(softmax(T/τ) ‖ softmax(S/τ)) (Hinton et al., 2015)."""
+    chex.assert_equal_shape([student, teacher])
+    log_p = jax.nn.log_softmax(teacher / temperature)
+    log_q = jax.nn.log_softmax(student / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+DISTANCES: dict[str, Callable] = {"l1": l1_distance, "kl": kl_distance}
+
+
+# Adversarial terms of the generator, to be minimised by it: low where teacher and student differ.
+# Whether a term also sends its gradient through the teacher's logits is part of the method.
+
+
+def js_adversarial(
+    teacher: jax.Array, student: jax.Array, temperature: float, axis: Axis = ONE
+) -> jax.Array:
+    """1 − clip(JS, 0, 1) as the authors' code has it.
+
+    With P = softmax(T/τ), Q = softmax(S/τ), M = (P + Q)/2, each then clipped to [0.01, 0.99],
+    JS = ½ mean(M (log M − log P)) + ½ mean(M (log M − log Q)), the mean over batch and classes.
+    Dividing by the class count makes the term weak; it is kept as published. The teacher's logits
+    carry no gradient, as in all four agents of the code: the generator looks for images on which
+    the student's answer moves away, and leaves the teacher's answer to the other terms.
+    """
+    teacher = lax.stop_gradient(teacher)
+    p = jax.nn.softmax(teacher / temperature)
+    q = jax.nn.softmax(student / temperature)
+    m = (p + q) / 2
+    p, q, m = (jnp.clip(x, 0.01, 0.99) for x in (p, q, m))
+    pointwise = m * (jnp.log(m) - (jnp.log(p) + jnp.log(q)) / 2)
+    return 1 - jnp.clip(axis.batch_mean(jnp.mean(pointwise, axis=-1)), 0, 1)
+
+
+def l1_adversarial(
+    teacher: jax.Array, student: jax.Array, temperature: float, axis: Axis = ONE
+) -> jax.Array:
+    """−mean |T − S|, with the gradient through both networks (DFAD: Fang et al., 2019)."""
+    return -axis.batch_mean(l1_distance(student, teacher, temperature))
+
+
+def kl_adversarial(
+    teacher: jax.Array, student: jax.Array, temperature: float, axis: Axis = ONE
+) -> jax.Array:
+    """−τ² KL(softmax(T/τ) ‖ softmax(S/τ)), with the gradient through both networks.
+
+    Source: ZSKT (Micaelli and Storkey, 2019) and DFQ (Choi et al., 2020).
+    """
+    return -axis.batch_mean(kl_distance(student, teacher, temperature))
+
+
+ADVERSARIAL: dict[str, Callable] = {
+    "js": js_adversarial,
+    "l1": l1_adversarial,
+    "kl": kl_adversarial,
+}
+
+
+# The generator's other terms.
+
+
+def one_hot_loss(teacher: jax.Array, axis: Axis = ONE) -> jax.Array:
+    """CE(T, argmax T): the teacher should be sure of what it sees (Chen et al., 2019)."""
+    return -axis.batch_mean(jnp.max(jax.nn.log_softmax(teacher), axis=-1))
+
+
+LOGARITHMS: dict[str, Callable] = {"log10": jnp.log10, "ln": jnp.log}
+
+
+def information_entropy_loss(
+    teacher: jax.Array, axis: Axis = ONE, *, logarithm: str = "log10"
+) -> jax.Array:
+    """Class balance Σ_c p̄_c log p̄_c: classes should come equally often; −log K at best.
+
+    Args:
+      teacher: T, (B, K).
+      axis: over which the batch is split.
+      logarithm: log10 in the code of DAFL, PRE-DFKD and LRA; ln, 2.3 times as strong, in DFQ and in
+        the baselines of CMI and Fast-Datafree.
+    """
+    mean = axis.batch_mean(jax.nn.softmax(teacher))
+    mean = jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)  # 0 log 0 = 0, with gradient 0
+    return jnp.sum(mean * LOGARITHMS[logarithm](mean))
+
+
+def activation_loss(features: jax.Array, axis: Axis = ONE) -> jax.Array:
+    """−mean |f_T|: real images excite the teacher's features (Chen et al., 2019)."""
+    return -axis.batch_mean(jnp.mean(absolute(features), axis=-1))
+
+
+class LayerStatistics(NamedTuple):
+    """Statistics per channel of the input of one batch-norm layer of the teacher."""
+
+    batch_mean: jax.Array
+    batch_variance: jax.Array
+    running_mean: jax.Array
+    running_variance: jax.Array
+
+
+def batch_norm_loss(layers: list[LayerStatistics]) -> jax.Array:
+    """Σ_layers ‖μ − μ̂‖₂ + ‖σ² − σ̂²‖₂ against the running statistics (Yin et al., 2020)."""
+
+    def norm(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(x**2) + 1e-12)  # differentiable at 0
+
+    return sum(
+        norm(layer.batch_mean - layer.running_mean)
+        + norm(layer.batch_variance - layer.running_variance)
+        for layer in layers
+    )
+
+
+class GeneratorLossWeights(NamedTuple):
+    """Weight of each term; a term of weight 0 is not computed."""
+
+    one_hot: float = 1.0
+    information_entropy: float = 5.0
+    activation: float = 0.1
+    adversarial: float = 1.0
+    batch_norm: float = 0.0
+
+
+def generator_loss(
+    teacher: jax.Array,
+    features: jax.Array,
+    student: jax.Array,
+    layers: list[LayerStatistics],
+    weights: GeneratorLossWeights,
+    *,
+    adversarial_form: str = "js",
+    adversarial_temperature: float = 3.0,
+    entropy_logarithm: str = "log10",
+    axis: Axis = ONE,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """oh · one_hot + ie · information_entropy + a · activation + adversarial + bn · batch_norm.
+
+    Args:
+      teacher: T, (B, K). student: S, (B, K).
+      features: f_T, (B, D).
+      layers: the teacher's batch-norm statistics on this batch; used if bn is not 0.
+      weights: of the terms.
+      adversarial_form: a key of `ADVERSARIAL`; adversarial_temperature: its τ.
+      entropy_logarithm: a key of `LOGARITHMS`, of the information entropy.
+      axis: over which the batch is split.
+
+    Returns:
+      The weighted sum, and each term that has a weight, without it.
+    """
+    chex.assert_equal_shape([teacher, student])
+    terms = {
+        "one_hot": lambda: one_hot_loss(teacher, axis),
+        "information_entropy": lambda: information_entropy_loss(
+            teacher, axis, logarithm=entropy_logarithm
+        ),
+        "activation": lambda: activation_loss(features, axis),
+        "adversarial": lambda: ADVERSARIAL[adversarial_form](
+            teacher, student, adversarial_temperature, axis
+        ),
+        "batch_norm": lambda: batch_norm_loss(layers),
+    }
+    weighted = {name: w for name, w in weights._asdict().items() if w != 0}
+    values = {name: terms[name]() for name in weighted}
+    total = jnp.zeros((), jnp.asarray(teacher).dtype)
+    return sum((w * values[name] for name, w in weighted.items()), total), values

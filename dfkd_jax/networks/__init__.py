@@ -1,0 +1,1 @@
+"""Classifiers, generator and encoder, their layers and convolutions."""

@@ -1,0 +1,126 @@
+"""The classifiers by name: teachers and students.
+
+Every classifier is a module with attributes `num_classes`, `axis_name` and `dtype`, and
+`module.apply(variables, x, train=...)` returns logits (B, K) and features (B, D), the input of its
+last dense layer (`SqueezeNet` has none and says what its are). With `train=True` batch norm uses
+the statistics of the batch and updates the running ones (`mutable=["batch_stats"]`); with
+`train=False` it uses the running ones.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from dfkd_jax.networks import lenet
+from dfkd_jax.networks.layers import (
+    Conv,
+    batch_norm,
+    classify,
+    global_average_pool,
+    he_fan_in,
+    he_fan_out,
+)
+from dfkd_jax.networks.lenet import LeNet5
+from dfkd_jax.networks.mobilenet import MobileNetV2
+from dfkd_jax.networks.own_module import create_own, is_own
+from dfkd_jax.networks.resnet import ResNet
+from dfkd_jax.networks.squeezenet import SqueezeNet
+from dfkd_jax.networks.vgg import VGG
+from dfkd_jax.networks.wide_resnet import WideResNet
+from dfkd_jax.runtime.errors import UserError
+
+
+class CNN(nn.Module):
+    """Three 3×3 convolutions with batch norm and a hidden dense layer, for 8×8 digits.
+
+    A network of this project. Convolutions start from N(0, √(2/fan_out)), the hidden layer from
+    N(0, √(2/fan_in)), the last one from U(−1/√fan_in, 1/√fan_in), biases from 0.
+
+    Attributes:
+      num_classes: K.
+      widths: channels of the three convolutions and size of the features.
+      axis_name: axis over which batch statistics are averaged; None on one device.
+      dtype: dtype of the computation; None follows input and parameters.
+    """
+
+    num_classes: int
+    widths: tuple[int, int, int, int] = (32, 64, 64, 64)
+    axis_name: str | None = None
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Map images (B, H, W, C) of any size to logits (B, K) and features (B, D)."""
+        norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
+        *channels, features = self.widths
+        for index, width in enumerate(channels, start=1):
+            x = Conv(
+                width,
+                (3, 3),
+                strides=1 if index == 1 else 2,
+                padding=1,
+                use_bias=False,
+                kernel_init=he_fan_out,
+                dtype=self.dtype,
+                name=f"conv{index}",
+            )(x)
+            x = nn.relu(norm(name=f"bn{index}")(x))
+        x = global_average_pool(x)
+        x = nn.Dense(features, kernel_init=he_fan_in, dtype=self.dtype, name="fc1")(x)
+        return classify(nn.relu(x), self.num_classes, self.dtype)
+
+
+# Sides of the images that a network takes, where not any will do.
+IMAGE_SIZES = {"lenet5": lenet.SIZES, "lenet5_half": lenet.SIZES}
+
+CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": CNN,
+    "cnn_half": partial(CNN, widths=(16, 32, 32, 32)),
+    "lenet5": LeNet5,
+    "lenet5_half": partial(LeNet5, widths=(3, 8, 60, 42)),
+    "mobilenetv2": MobileNetV2,
+    "mobilenetv2_stride2": partial(MobileNetV2, stem_stride=2),
+    "resnet18": partial(ResNet, blocks=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
+    "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
+    "squeezenet": SqueezeNet,
+    "vgg11": VGG,
+    "wrn16_1": partial(WideResNet, depth=16, widen_factor=1),
+    "wrn16_2": partial(WideResNet, depth=16, widen_factor=2),
+    "wrn40_1": partial(WideResNet, depth=40, widen_factor=1),
+    "wrn40_2": partial(WideResNet, depth=40, widen_factor=2),
+}
+"""What makes each classifier; the keys are the names a configuration may use."""
+
+
+def create_classifier(
+    name: str,
+    num_classes: int,
+    *,
+    axis_name: str | None = None,
+    dtype: DTypeLike | None = None,
+) -> nn.Module:
+    """Return the classifier called `name`.
+
+    Args:
+      name: a key of `CLASSIFIERS`, or "package.module:attribute" of any Flax module that is made
+        with `num_classes` and called as (x, train) -> (logits, features).
+      num_classes: K, the number of logits.
+      axis_name: `pmap` axis over which batch statistics are averaged; None on one device.
+      dtype: dtype of the computation; None follows input and parameters.
+
+    Raises:
+      UserError: no classifier has that name, or see `own_module.create_own`.
+    """
+    if is_own(name):
+        return create_own(name, num_classes, axis_name=axis_name, dtype=dtype)
+    if name not in CLASSIFIERS:
+        allowed = ", ".join(sorted(CLASSIFIERS))
+        raise UserError(
+            f"Unknown classifier {name!r}; the classifiers are {allowed}, "
+            "and 'package.module:attribute' of one's own."
+        )
+    return CLASSIFIERS[name](num_classes=num_classes, axis_name=axis_name, dtype=dtype)

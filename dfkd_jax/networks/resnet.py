@@ -1,0 +1,127 @@
+"""ResNet-18, -34 and -50 in their form for small images (He et al., CVPR 2016)."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from dfkd_jax.networks.layers import (
+    batch_norm,
+    classify,
+    global_average_pool,
+    padded_conv,
+    uniform_bias,
+    uniform_fan_in,
+)
+
+EXPANSION = 4  # output channels of a bottleneck per channel inside
+
+_conv = functools.partial(padded_conv, kernel_init=uniform_fan_in)
+
+
+class BasicBlock(nn.Module):
+    """y = relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)), all convolutions without bias.
+
+    The shortcut is the identity, or a 1×1 convolution and batch norm where the shape changes.
+
+    Attributes:
+      width: output channels.
+      stride: of the first convolution and the shortcut.
+      norm: makes a batch norm layer.
+      dtype: dtype of the computation.
+    """
+
+    width: int
+    stride: int
+    norm: Callable[..., nn.BatchNorm]
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (B, H, W, C) to (B, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != self.width:
+            shortcut = _conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            shortcut = self.norm(name="shortcut_bn")(shortcut)
+        x = _conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x))
+        x = self.norm(name="bn2")(_conv(self.width, 3, 1, self.dtype, "conv2")(x))
+        return nn.relu(x + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """The block of ResNet-50: 1×1, 3×3 and 1×1 convolutions, the last four times as wide.
+
+    As in `BasicBlock` batch norm follows every convolution, ReLU all but the last, and the shortcut
+    is added before the last ReLU. The stride is that of the 3×3 convolution, as in PyTorch.
+
+    Attributes:
+      width: channels of the first two convolutions; the output has four times as many.
+      stride: of the 3×3 convolution and the shortcut.
+      norm: makes a batch norm layer.
+      dtype: dtype of the computation.
+    """
+
+    width: int
+    stride: int
+    norm: Callable[..., nn.BatchNorm]
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (B, H, W, C) to (B, ⌈H/stride⌉, ⌈W/stride⌉, 4·width)."""
+        wide = EXPANSION * self.width
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != wide:
+            shortcut = _conv(wide, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            shortcut = self.norm(name="shortcut_bn")(shortcut)
+        x = nn.relu(self.norm(name="bn1")(_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
+        x = _conv(self.width, 3, self.stride, self.dtype, "conv2")(x)
+        x = nn.relu(self.norm(name="bn2")(x))
+        x = self.norm(name="bn3")(_conv(wide, 1, 1, self.dtype, "conv3")(x))
+        return nn.relu(x + shortcut)
+
+
+class ResNet(nn.Module):
+    """A 3×3 stem, four stages of blocks with strides 1, 2, 2, 2, average pool, dense.
+
+    All weights and the bias start as PyTorch's default has them, U(−1/√fan_in, 1/√fan_in), as in
+    DAFL, DFAD, CMI, PRE-DFKD and LRA, whose network sets none of them. torchvision's sets its
+    convolutions to He's N(0, √(2/fan_out)), 2.45 times as wide where the channels stay the same;
+    of it LRA makes its teacher for 64×64 images.
+
+    Attributes:
+      num_classes: K.
+      blocks: number of blocks of each stage.
+      width: channels of the first stage; each later stage has twice as many.
+      bottleneck: whether the blocks are `Bottleneck`s, else `BasicBlock`s.
+      axis_name: axis over which batch statistics are averaged; None on one device.
+      dtype: dtype of the computation; None follows input and parameters.
+    """
+
+    num_classes: int
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    width: int = 64
+    bottleneck: bool = False
+    axis_name: str | None = None
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Map images (B, H, W, C) to logits (B, K) and features (B, D), D = 8·width or 32·width."""
+        norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
+        block = Bottleneck if self.bottleneck else BasicBlock
+        x = nn.relu(norm(name="bn1")(_conv(self.width, 3, 1, self.dtype, "conv1")(x)))
+        for stage, count in enumerate(self.blocks):
+            for index in range(count):
+                x = block(
+                    width=self.width * 2**stage,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    norm=norm,
+                    dtype=self.dtype,
+                    name=f"layer{stage + 1}_{index}",
+                )(x)
+        x = global_average_pool(x)
+        return classify(x, self.num_classes, self.dtype, bias_init=uniform_bias(x.shape[-1]))

@@ -1,0 +1,1 @@
+"""What is kept of generated images, and how it comes back."""

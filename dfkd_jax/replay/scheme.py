@@ -1,0 +1,73 @@
+"""Knowledge retention: where the retention batch comes from.
+
+A replay scheme is three pure functions over a state of its own. Over several devices each sees the
+device's share of the batch and of what the layout splits:
+
+    init(key) -> replay state
+    observe(replay, batch, key, iteration, teacher) -> (replay state, metrics)   learn from images
+    recall(replay, key, teacher) -> RetentionBatch                    what the student must retain
+
+The schemes are listed in `dfkd_jax.replay.schemes`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dfkd_jax.distillation.metrics import Metrics
+
+Teacher = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # images -> (logits, features)
+
+
+@struct.dataclass
+class Batch:
+    """Generated images and what the teacher says of them."""
+
+    images: jax.Array  # (B, H, W, C), in the teacher's normalised input space
+    logits: jax.Array  # (B, classes), the teacher's
+
+
+@struct.dataclass
+class RetentionBatch:
+    """A replayed batch; `weight` is 0 while there is nothing to replay, else 1."""
+
+    images: jax.Array  # (m, H, W, C)
+    logits: jax.Array  # (m, classes), the teacher's
+    weight: jax.Array  # ()
+
+
+class Replay(NamedTuple):
+    """The pure functions of one kind of replay, and when it wants to observe."""
+
+    init: Callable[[jax.Array], Any]
+    observe: Callable[[Any, Batch, jax.Array, jax.Array, Teacher], tuple[Any, Metrics]]
+    recall: Callable[[Any, jax.Array, Teacher], RetentionBatch]
+    observes_after: tuple[bool, ...]  # for each student step of an iteration
+    # So many images, spread evenly over the batch, are kept for `observe`; 0: nothing is replayed.
+    observed_images: int
+    exhibit: Callable[[Any, int, jax.Array, Teacher], Batch]  # up to so many images, for figures
+    title: str  # of that figure
+    layout: Any  # how the state is split over devices, a layout of `dfkd_jax.runtime.devices`
+
+
+def nothing(image_shape: tuple[int, int, int], num_classes: int) -> Replay:
+    """No replay: a scheme that observes nothing and recalls no images."""
+
+    def none() -> Batch:
+        return Batch(jnp.zeros((0, *image_shape)), jnp.zeros((0, num_classes)))
+
+    return Replay(
+        init=lambda key: (),
+        observe=lambda state, batch, key, iteration, teacher: (state, {}),
+        recall=lambda state, key, teacher: RetentionBatch(
+            none().images, none().logits, jnp.zeros(())
+        ),
+        observes_after=(),
+        observed_images=0,
+        exhibit=lambda state, count, key, teacher: none(),
+        title="",
+        layout=(),
+    )

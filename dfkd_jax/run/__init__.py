@@ -1,0 +1,1 @@
+"""One run: configuration, teacher, training loop, checkpoints, and what it leaves."""

@@ -1,0 +1,58 @@
+"""The figure of what the generator makes now and of what the memory holds."""
+
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfkd_jax.data.data_table import DatasetSpec
+from dfkd_jax.data.splits import denormalize
+from dfkd_jax.distillation import steps
+from dfkd_jax.distillation.state import DistillState
+from dfkd_jax.distillation.steps import Parts, Variables
+from dfkd_jax.replay.scheme import Batch
+from dfkd_jax.run.figures import Panel, sample_grid
+from dfkd_jax.runtime.compilation import rarely_run
+from dfkd_jax.runtime.draw import stream
+
+SHOWN = 16  # images of a panel
+
+
+def panels(
+    parts: Parts,
+    state: DistillState,
+    teacher_variables: Variables,
+    spec: DatasetSpec,
+) -> list[Panel]:
+    """Images of the generator and, with replay, of the memory, with what the teacher sees."""
+
+    # Op by op there would be a hundred programs to compile.
+    @partial(jax.jit, compiler_options=rarely_run())
+    def generated(state: DistillState, variables: Variables, key: jax.Array) -> Batch:
+        images = steps.generated(parts, state, key)[:SHOWN]
+        return Batch(images, steps.view(parts, state, variables).teacher(images).logits)
+
+    key = stream(state.key, "show", state.student_steps)
+    shown = [_panel("generator, now", generated(state, teacher_variables, key), spec)]
+    replay = parts.method.replay
+    if replay.observed_images:
+        teacher = steps.view(parts, state, teacher_variables).teacher
+        shown.append(_panel(replay.title, replay.exhibit(state.replay, SHOWN, key, teacher), spec))
+    return shown
+
+
+def write(shown: list[Panel], path: str | os.PathLike) -> None:
+    """Draw the panels into one file."""
+    sample_grid(shown, path)
+
+
+def _panel(title: str, batch: Batch, spec: DatasetSpec) -> Panel:
+    probabilities = jax.nn.softmax(batch.logits)
+    return Panel(
+        title,
+        np.asarray(denormalize(batch.images, spec.mean, spec.std)),
+        np.asarray(jnp.argmax(probabilities, axis=-1)),
+        np.asarray(jnp.max(probabilities, axis=-1)),
+    )

@@ -1,0 +1,346 @@
+"""The teacher: a folder of weights and a card, trained here only where there is none.
+
+Training one is the only use that a run makes of real training data.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import struct, traverse_util
+from rich.console import Console
+
+from dfkd_jax.data.data_table import DatasetSpec
+from dfkd_jax.data.splits import Split, normalize
+from dfkd_jax.run import checkpoint
+from dfkd_jax.run.accuracy import Accuracy
+from dfkd_jax.run.progress import TEACHER_FIELDS, Progress
+from dfkd_jax.runtime import processes, results
+from dfkd_jax.runtime.compilation import rarely_run
+from dfkd_jax.runtime.devices import WHOLE, Devices
+from dfkd_jax.runtime.draw import stream
+from dfkd_jax.runtime.errors import UserError
+from dfkd_jax.runtime.finite import NonFinite, all_finite, check_variables
+from dfkd_jax.runtime.stop import Stopped
+
+CARD = "teacher.json"
+WEIGHTS = "weights"
+SAVE_SECONDS = 2  # shorter epochs share a checkpoint, which would take most of their time
+Variables = dict[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+    """A classifier in supervised training."""
+
+    key: jax.Array
+    step: jax.Array  # () int32
+    order: jax.Array  # (N,) int32, the epoch's permutation of the training images
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    loss: jax.Array  # () sum over the steps of the epoch
+
+
+class Training(NamedTuple):
+    """The pure functions of supervised training."""
+
+    init: Callable[[int], TrainState]  # from the seed
+    epoch: Callable[[TrainState], TrainState]
+    steps_per_epoch: int
+
+
+def digest(variables: Variables) -> str:
+    """What these weights are, wherever they lie: 64 hexadecimal digits.
+
+    SHA-256 over the names of the arrays in their order, their types, shapes and bytes.
+    """
+    found = hashlib.sha256()
+    flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, variables), sep="/")
+    for name, array in sorted(flat.items()):
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def is_teacher(directory: str | os.PathLike) -> bool:
+    """Whether a finished teacher lies in `directory`; its card is written last."""
+    return (Path(directory) / CARD).is_file()
+
+
+def load_teacher(
+    directory: str | os.PathLike,
+    model: nn.Module,
+    image_shape: tuple,
+    devices: Devices | None = None,
+) -> Variables:
+    """The teacher's variables, a copy on each device.
+
+    Raises:
+      UserError: the weights are not those of `model`, or no finite numbers; one sentence.
+    """
+    abstract = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((2, *image_shape)), train=False)
+    )
+    sharding = devices.shardings(WHOLE) if devices else None
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract
+    )
+    try:
+        variables = checkpoint.load_variables(Path(directory) / WEIGHTS, abstract)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"The teacher in {directory} cannot be read as config.teacher.model: {reason}"
+        ) from error
+    check_variables(variables, f"The teacher in {directory}")
+    return variables
+
+
+def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[str, Any]) -> None:
+    """Write the weights, then the card that marks them complete, with their digest.
+
+    Raises:
+      NonFinite: some are no finite numbers; nothing is written.
+    """
+    check_variables(variables, "The teacher")
+    # A network without batch norm has no such collection when it is loaded.
+    variables = {name: collection for name, collection in variables.items() if collection}
+    checkpoint.save_variables(Path(directory) / WEIGHTS, variables)
+    if processes.is_main():
+        results.write_json(Path(directory) / CARD, {**card, "digest": digest(variables)})
+    processes.any_of(False)  # nobody looks for the card before it is there
+
+
+def augment(key: jax.Array, images: jax.Array, flip: bool, pad: int = 4) -> jax.Array:
+    """Random crops of the zero-padded images and, with `flip`, random mirror images.
+
+    images: (B, H, W, C), any dtype; each example is drawn on its own.
+    """
+    _, height, width, channels = images.shape
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        crop_key, flip_key = jax.random.split(key)
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+        image = jax.lax.dynamic_slice(padded, (top, left, 0), (height, width, channels))
+        mirror = jax.random.bernoulli(flip_key) if flip else False
+        return jnp.where(mirror, image[:, ::-1], image)
+
+    return jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
+
+
+def create_training(
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    train: Split,
+    spec: DatasetSpec,
+    devices: Devices | None = None,
+) -> Training:
+    """SGD with momentum and cross-entropy; the training images stay on the device as uint8.
+
+    Each of several devices holds all images and, by the compiler's partitioning, computes its share
+    of every batch; batch statistics are global.
+    """
+    devices = devices or Devices.first()
+    count = len(train.labels)
+    batch_size = min(config.batch_size, count) // devices.count * devices.count
+    steps_per_epoch = count // batch_size
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps_per_epoch)
+    optimizer = optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, momentum=0.9, nesterov=True),
+    )
+    data = devices.put((train.images, train.labels))
+
+    def init(seed: int) -> TrainState:
+        key = jax.random.key(seed)
+        images = jnp.zeros((2, *spec.image_shape))
+        variables = model.init(stream(key, "init"), images, train=True)
+        return TrainState(
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            order=jnp.arange(count, dtype=jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(variables["params"]),
+            loss=jnp.zeros(()),
+        )
+
+    def shuffle(state: TrainState) -> TrainState:
+        key = stream(state.key, "order", state.step)
+        order = jax.random.permutation(key, count).astype(jnp.int32)
+        return state.replace(order=order, loss=jnp.zeros(()))
+
+    def step(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
+        first = (state.step % steps_per_epoch) * batch_size
+        chosen = jax.lax.dynamic_slice_in_dim(state.order, first, batch_size)
+        batch, targets = devices.split((images[chosen], labels[chosen]))
+        if config.augment:
+            key = stream(state.key, "augment", state.step)
+            batch = augment(key, batch, spec.flip)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            (logits, _), updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                normalize(batch, spec.mean, spec.std),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            value = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            return jnp.mean(value), updated.get("batch_stats", {})
+
+        (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        return state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            loss=state.loss + value,
+        )
+
+    compile = partial(jax.jit, out_shardings=devices.shardings(WHOLE))
+    init = compile(init, compiler_options=rarely_run())
+    shuffle = compile(shuffle, donate_argnums=0, compiler_options=rarely_run())
+    step = compile(step, donate_argnums=0)
+
+    def epoch(state: TrainState) -> TrainState:
+        state = shuffle(state)
+        for _ in range(steps_per_epoch):
+            state = step(state, *data)
+        return state
+
+    return Training(init, epoch, steps_per_epoch)
+
+
+def train_teacher(
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    train: Split,
+    spec: DatasetSpec,
+    accuracy: Accuracy,
+    directory: Path,
+    devices: Devices,
+    *,
+    report: Callable[[dict[str, Any]], None],
+    log: Callable[[str], None],
+    stop_requested: Callable[[], str | None],
+) -> tuple[Variables, dict[str, Any]] | None:
+    """Train `config.teacher` on real data, resuming where an earlier process was cut.
+
+    Returns:
+      The variables and a record of the training (`accuracy` in percent, `seconds`, `epochs`), or
+      None if it was asked to stop; the epochs so far are saved then.
+
+    Raises:
+      NonFinite: training diverged; nothing of that epoch is saved.
+    """
+    finite = jax.jit(lambda state: all_finite((state.loss, state.params, state.batch_stats)))
+    training = create_training(config, model, train, spec, devices)
+    state, history = training.init(config.seed), []
+    manager = checkpoint.open_checkpoints(directory / "checkpoints")
+    restored = checkpoint.restore_latest(manager, state, log)
+    if restored is not None:
+        state, history = restored
+    saved = -float("inf")  # the first epoch is saved in any case
+    for epoch in range(len(history) + 1, config.epochs + 1):
+        started = time.perf_counter()
+        state = training.epoch(state)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        loss, correct, sound = jax.device_get(
+            (state.loss, accuracy.correct(variables), finite(state))
+        )
+        if not sound:
+            raise NonFinite(
+                f"The training of the teacher diverged in epoch {epoch}: its loss or a parameter "
+                f"is no finite number; config.teacher.learning_rate is {config.learning_rate}, "
+                "and a lower one may help."
+            )
+        record = {
+            "epoch": epoch,
+            "loss": float(loss) / training.steps_per_epoch,
+            "teacher_accuracy": accuracy.percent(correct),
+            "seconds": time.perf_counter() - started,
+        }
+        history = [*history, record]
+        last = epoch == config.epochs
+        stop = not last and stop_requested()
+        if last or stop or processes.from_main(time.monotonic() - saved > SAVE_SECONDS):
+            checkpoint.save(manager, epoch, state, history)
+            saved = time.monotonic()
+        report(record)
+        if stop:
+            return None
+    manager.close()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return variables, {
+        "accuracy": history[-1]["teacher_accuracy"],
+        "epochs": len(history),
+        "seconds": sum(r["seconds"] for r in history),
+    }
+
+
+def obtain_teacher(
+    config: ml_collections.ConfigDict,
+    model: Any,
+    spec: DatasetSpec,
+    load: Callable[[str], Split],
+    accuracy: Accuracy,
+    workdir: Path,
+    console: Console,
+    stop_requested: Callable[[], str | None],
+    devices: Devices | None = None,
+) -> Variables:
+    """Load the teacher from its checkpoint, or train and save it in `workdir`/teacher.
+
+    Raises:
+      UserError: see `load_teacher` and `train_teacher`.
+      Stopped: asked to stop while training; the epochs so far are saved.
+    """
+    devices = devices or Devices.first()
+    directory = Path(config.teacher.checkpoint or workdir / "teacher")
+    if not processes.from_main(is_teacher(directory)):
+        fields = {"fields": TEACHER_FIELDS, "console": console}
+        with Progress(config.teacher.epochs, description="teacher", **fields) as progress:
+            progress.log(
+                f"There is no teacher in {directory}: training {config.teacher.model} on the "
+                f"training split of {config.dataset.name}. "
+                "Nothing else in this run reads real training data."
+            )
+            trained = train_teacher(
+                config.teacher,
+                model,
+                load("train"),
+                spec,
+                accuracy,
+                directory,
+                devices,
+                report=progress.update,
+                log=progress.log,
+                stop_requested=stop_requested,
+            )
+        if trained is None:
+            raise Stopped("A signal came while training the teacher; its epochs are saved.")
+        variables, record = trained
+        card = {
+            "model": config.teacher.model,
+            "num_classes": spec.num_classes,
+            "image_shape": spec.image_shape,
+            "dataset": config.dataset.name,
+            "mean": spec.mean,
+            "std": spec.std,
+            **record,
+        }
+        save_teacher(directory, variables, card)
+    return load_teacher(directory, model, spec.image_shape, devices)

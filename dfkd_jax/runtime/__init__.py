@@ -1,0 +1,1 @@
+"""Devices, processes, random keys, files and errors: what knows nothing of distillation."""
