@@ -1,8 +1,8 @@
 """The same iteration in PyTorch with higher, to compare speeds with.
 
 A process of its own that idles until it is asked: the first line of standard input is the
-description of the work in JSON (`dfkd_jax.cost.peer.describe`), each further one the name of what to
-run, and each is answered by one line, {"seconds": ...}. Needs `torch` and `higher`.
+description of the work in JSON (`dfkd_jax.cost.peer.describe`), each further one the name of what
+to run, and each is answered by one line, {"seconds": ...}. Needs `torch` and `higher`.
 
 The networks, batches, losses and optimizers are those of dfkd_jax. The inner loop is opened with
 `copy_initial_weights=False`: with higher's default the retention term sends no gradient to the

@@ -1,1 +1,5 @@
-"""Data-free knowledge distillation in JAX/Flax: learning to retain while acquiring."""
+"""Data-free knowledge distillation in JAX/Flax."""
+
+from dfkd_jax.distillation.meta import meta_gradient
+
+__all__ = ["meta_gradient"]

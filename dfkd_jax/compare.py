@@ -20,6 +20,7 @@ from dfkd_jax import report
 from dfkd_jax.comparison import run_folders
 from dfkd_jax.comparison.child_process import in_child, train_teacher
 from dfkd_jax.comparison.overall_progress import OverallProgress
+from dfkd_jax.data.data_specs import is_teacher
 from dfkd_jax.distillation.objectives import WITH_INNER_STEP
 from dfkd_jax.methods.presets import METHODS
 from dfkd_jax.run import command_line, train
@@ -28,7 +29,6 @@ from dfkd_jax.run.command_line import CONFIG, FLAG_ERRORS, WORKDIR, fail
 from dfkd_jax.run.config import UserError
 from dfkd_jax.run.gradients_flag import chosen_gradients
 from dfkd_jax.run.outputs import method_names
-from dfkd_jax.run.teacher import is_teacher
 from dfkd_jax.runtime import folder_lock, results
 from dfkd_jax.runtime.stop import STOPPED, Stopped, stop_requests
 

@@ -21,13 +21,13 @@ from absl import app, flags, logging
 
 from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
-from dfkd_jax.interchange.exported import Read, read_onnx, read_safetensors, read_stablehlo
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.networks.own_module import is_own
 from dfkd_jax.run import command_line, student, teacher
 from dfkd_jax.run.checkpoint import DamagedCheckpoint
 from dfkd_jax.run.command_line import CONFIG, FLAG_ERRORS, fail, sentence
 from dfkd_jax.run.config import UserError
+from dfkd_jax.run.exported import Read, read_onnx, read_safetensors, read_stablehlo
 from dfkd_jax.runtime import results
 
 flags.adopt_module_key_flags(command_line)
@@ -109,13 +109,14 @@ def read_target(path: Path, config: ml_collections.ConfigDict, shape: tuple[int,
     run, directory = config, None
     if config.teacher.checkpoint is not None:
         directory = Path(config.teacher.checkpoint)
-        if not teacher.is_teacher(directory):
+        if not data_specs.is_teacher(directory):
             raise UserError(
-                f"config.teacher.checkpoint is {str(directory)!r}, which holds no {teacher.CARD}."
+                f"config.teacher.checkpoint is {str(directory)!r}, which holds no "
+                f"{data_specs.CARD}."
             )
     if path.suffix in READERS and path.is_file():
         read = READERS[path.suffix](path, config)
-    elif teacher.is_teacher(path):
+    elif data_specs.is_teacher(path):
         read = _teacher(path, config)
     elif path.is_dir():
         found = student.load_student(path)
@@ -140,7 +141,7 @@ def read_target(path: Path, config: ml_collections.ConfigDict, shape: tuple[int,
 
 def _teacher(path: Path, config: ml_collections.ConfigDict) -> Read:
     """The teacher in a folder; a configuration that goes with it says what its card leaves open."""
-    card = results.read_json(path / teacher.CARD)
+    card = results.read_json(path / data_specs.CARD)
     if card.get("mean") is None:  # a converted one need not say it
         spec = data_specs.spec(config, card)
         card |= {"mean": spec.mean, "std": spec.std}

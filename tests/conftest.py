@@ -37,12 +37,12 @@ from dfkd_jax.data import data_specs
 from dfkd_jax.distillation import steps
 from dfkd_jax.distillation.algorithm import create_parts
 from dfkd_jax.distillation.epoch import create_epoch
-from dfkd_jax.distillation.metrics import averages
 from dfkd_jax.distillation.steps import Parts
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import teacher
 from dfkd_jax.runtime import host_memory
 from dfkd_jax.runtime.devices import Devices, mapped
+from dfkd_jax.runtime.metrics import averages
 
 host_memory.keep_freed_memory()
 

@@ -8,6 +8,7 @@ from jax.extend import core
 from PIL import Image
 from rich.console import Console
 
+from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.distillation import algorithm
@@ -211,7 +212,7 @@ def test_a_run_on_a_folder_trains_and_tests_a_teacher_on_it(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fields = folder_of_digits(tmp_path / "images")
     summary = train.run(tiny_config(**fields), tmp_path / "run", QUIET)
-    card = results.read_json(tmp_path / "run" / "teacher" / teacher.CARD)
+    card = results.read_json(tmp_path / "run" / "teacher" / data_specs.CARD)
     assert card["num_classes"] == 10 and card["mean"] == list(DIGITS.mean)
     assert summary["dataset"] == "folder" and summary["final_accuracy"] is not None
     assert summary["teacher_accuracy"] == card["accuracy"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from dfkd_jax.runtime import draw
 
-PACKAGE = Path(draw.__file__).parent
+PACKAGE = Path(draw.__file__).parents[1]
 KEY = jax.random.key(7)
 
 
@@ -30,7 +30,7 @@ def test_a_key_depends_on_its_name_and_counter_alone():
 
 def test_all_draws_have_their_keys_from_here():
     """One mechanism: no module folds numbers of its own into a key."""
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         if path.name != "draw.py":
             assert not re.search(r"\bfold_in\(|_STREAMS\b", path.read_text()), path.name
 

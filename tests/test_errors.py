@@ -17,7 +17,7 @@ from dfkd_jax.runtime import errors
 from tests.conftest import TINY, tiny_config
 
 QUIET = Console(quiet=True)
-PACKAGE = Path(errors.__file__).parent
+PACKAGE = Path(errors.__file__).parents[1]
 # A defect of the program, in the place that a run passes first, second, ...
 PLACES = {
     "the steps": (algorithm, "create_parts"),
@@ -137,9 +137,25 @@ def test_no_command_shortens_every_value_error():
 
 
 # Modules that refuse nothing but what a user gives.
-OF_USERS = """config data_specs own_module classifiers exported devices torch_file torch_layouts
-processes folder_data tfds_data tiny_imagenet decoded_cache teacher student resume
-folder_lock""".split()
+OF_USERS = [
+    "run/config",
+    "data/data_specs",
+    "networks/own_module",
+    "networks/classifiers",
+    "run/exported",
+    "runtime/devices",
+    "interchange/torch_file",
+    "interchange/torch_layouts",
+    "runtime/processes",
+    "data/folder_data",
+    "data/tfds_data",
+    "data/tiny_imagenet",
+    "data/decoded_cache",
+    "run/teacher",
+    "run/student",
+    "run/resume",
+    "runtime/folder_lock",
+]
 
 
 @pytest.mark.parametrize("module", OF_USERS)

@@ -11,6 +11,7 @@ from safetensors.numpy import load, save
 
 from configs import digits
 from dfkd_jax import evaluate, export
+from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks.classifiers import create_classifier
@@ -239,7 +240,7 @@ def test_logits_that_are_not_finite_are_no_answer(pair, tmp_path):
     assert "NaN or infinite logits for 599 of 599 images" in refusal(file)
     file.write_bytes(export.to_stablehlo(pair[0]))
     checkpoint.save_variables(tmp_path / "teacher" / teacher.WEIGHTS, broken.variables)
-    results.write_json(tmp_path / "teacher" / teacher.CARD, broken.card)
+    results.write_json(tmp_path / "teacher" / data_specs.CARD, broken.card)
     config.teacher.checkpoint = str(tmp_path / "teacher")
     with pytest.raises(UserError, match=r"The teacher in .* holds values in params\.fc\.bias that"):
         evaluate.evaluate(file, config, 200)

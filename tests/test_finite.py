@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from dfkd_jax import convert, export
+from dfkd_jax.data import data_specs
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import checkpoint, teacher
 from dfkd_jax.run.config import UserError
@@ -98,7 +99,7 @@ def test_a_teacher_that_diverges_is_one_sentence_and_leaves_no_card(tmp_path):
     message = str(caught.value)
     assert "teacher diverged in epoch 1" in message
     assert "config.teacher.learning_rate is 1e+30" in message and len(message.splitlines()) == 1
-    assert not teacher.is_teacher(tmp_path / "teacher")
+    assert not data_specs.is_teacher(tmp_path / "teacher")
     assert not list((tmp_path / "teacher" / "checkpoints").glob("[0-9]*"))
 
 

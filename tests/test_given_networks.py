@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from dfkd_jax.comparison import run_folders
+from dfkd_jax.data import data_specs
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import student, teacher, train
 from dfkd_jax.run.config import UserError, check
@@ -87,7 +88,7 @@ def test_another_teacher_in_the_same_place_is_refused(given, tmp_path):
     with pytest.raises(UserError, match=r"fields are the content of teacher\.checkpoint\.$"):
         run(small(place), tmp_path / "run", QUIET)
     # Its card put back, its weights say it.
-    shutil.copy(given / teacher.CARD, place)
+    shutil.copy(given / data_specs.CARD, place)
     with pytest.raises(UserError, match=r"another teacher: the weights in .*place are not those"):
         run(small(place), tmp_path / "run", QUIET)
 
@@ -98,8 +99,8 @@ def test_runs_of_versions_without_a_digest_are_told_by_the_card(given, folder, t
     del kept["digest"], kept["card"]["digest"]
     results.write_json(copy, kept)
     other = shutil.copytree(given, tmp_path / "other")
-    card = results.read_json(other / teacher.CARD)
-    results.write_json(other / teacher.CARD, {**card, "source": "another"})
+    card = results.read_json(other / data_specs.CARD)
+    results.write_json(other / data_specs.CARD, {**card, "source": "another"})
     with pytest.raises(UserError, match="another configuration"):
         run(small(other), folder, QUIET)
     run(small(shutil.copytree(given, tmp_path / "same")), folder, QUIET)
@@ -201,13 +202,13 @@ def test_a_start_that_does_not_fit_is_one_sentence(given, finished, fields, word
 
 def test_a_start_with_other_arrays_or_without_a_checkpoint_is_one_sentence(given, folder, tmp_path):
     config = small(given, **{"student.checkpoint": str(given), "student.model": "cnn"})
-    card = results.read_json(given / teacher.CARD)
+    card = results.read_json(given / data_specs.CARD)
     wrong = shutil.copytree(given, tmp_path / "wrong")
-    results.write_json(wrong / teacher.CARD, {**card, "model": "cnn"})
+    results.write_json(wrong / data_specs.CARD, {**card, "model": "cnn"})
     config.student.checkpoint = str(wrong)
     with pytest.raises(UserError, match=r"^config\.student\.checkpoint is '.*wrong'"):
         run(config, tmp_path / "a", QUIET)
-    results.write_json(wrong / teacher.CARD, {**card, "num_classes": 7})
+    results.write_json(wrong / data_specs.CARD, {**card, "num_classes": 7})
     with pytest.raises(UserError, match="a student with num_classes 7; this run needs 10"):
         check(small(given, **{"student.checkpoint": str(wrong)}))
     shutil.rmtree(folder / "checkpoints" / "1")

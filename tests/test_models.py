@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dfkd_jax.distillation.meta import cosine
-from dfkd_jax.distillation.metrics import averages
 from dfkd_jax.distillation.steps import student_step, update_step
+from dfkd_jax.runtime.metrics import averages
 from tests.conftest import build, measured, tiny_config
 
 

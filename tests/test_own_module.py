@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 
 from dfkd_jax import export
+from dfkd_jax.data import data_specs
 from dfkd_jax.interchange import torch_layouts
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.networks.own_module import check_axis
 from dfkd_jax.run import config as config_lib
-from dfkd_jax.run import teacher, train
+from dfkd_jax.run import train
 from dfkd_jax.run.config import UserError
 from dfkd_jax.runtime import results
 from tests.conftest import tiny_config
@@ -157,7 +158,7 @@ def test_the_example_of_the_readme_runs(example):
     fields = {**names, "epochs": 1, "teacher.epochs": 1}
     summary = train.run(tiny_config(**fields), example / "run", Console(quiet=True))
     assert summary["student"] == "my_nets:MySmallNet" and summary["final_accuracy"] > 0
-    card = results.read_json(example / "run" / "teacher" / teacher.CARD)
+    card = results.read_json(example / "run" / "teacher" / data_specs.CARD)
     assert card["model"] == "my_nets:MyNet"
 
     # What it has learned can be taken elsewhere in every format.

@@ -18,12 +18,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dfkd_jax.distillation import meta
 from dfkd_jax.distillation.algorithm import create_parts
-from dfkd_jax.distillation.state import Network, generator_optimizer, student_optimizer
 from dfkd_jax.distillation.steps import init, student_step
 from dfkd_jax.losses import terms as losses
 from dfkd_jax.networks.classifiers import CNN
 from dfkd_jax.networks.encoder import Encoder
 from dfkd_jax.networks.generator import Generator
+from dfkd_jax.networks.training import Network, generator_optimizer, student_optimizer
 from dfkd_jax.replay.generative_replay import recall_latent
 from dfkd_jax.replay.scheme import Batch, RetentionBatch
 from dfkd_jax.replay.schemes import create_replay

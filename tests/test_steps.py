@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from dfkd_jax.distillation.objectives import OBJECTIVES
-from dfkd_jax.distillation.state import generator_optimizer, student_optimizer
 from dfkd_jax.distillation.steps import generated, update_step
 from dfkd_jax.distillation.steps import student_step as take_student_step
 from dfkd_jax.methods import presets as methods
+from dfkd_jax.networks.training import generator_optimizer, student_optimizer
 from dfkd_jax.replay.scheme import Batch
 from dfkd_jax.runtime.draw import stream
 from tests.conftest import build, cast, epoch_of, measured, tiny_config

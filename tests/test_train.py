@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.distillation import steps
@@ -63,8 +64,8 @@ def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(finis
 @pytest.mark.slow
 def test_a_teacher_whose_weights_are_of_another_network_is_refused(finished, tmp_path):
     shutil.copytree(finished / "teacher", tmp_path / "teacher")
-    card = results.read_json(tmp_path / "teacher" / teacher.CARD)
-    results.write_json(tmp_path / "teacher" / teacher.CARD, {**card, "model": "cnn"})
+    card = results.read_json(tmp_path / "teacher" / data_specs.CARD)
+    results.write_json(tmp_path / "teacher" / data_specs.CARD, {**card, "model": "cnn"})
     config = tiny_config(
         **{"teacher.model": "cnn", "teacher.checkpoint": str(tmp_path / "teacher")}
     )
@@ -77,9 +78,9 @@ def test_a_saved_teacher_is_loaded_as_it_was(tmp_path, name, shape):
     """With batch norm and without, whose statistics are an empty collection while training."""
     model = create_classifier(name, 10)
     variables = model.init(jax.random.key(0), jnp.zeros((2, *shape)), train=False)
-    assert not teacher.is_teacher(tmp_path)
+    assert not data_specs.is_teacher(tmp_path)
     teacher.save_teacher(tmp_path, {"batch_stats": {}, **variables}, {"model": name})
-    assert teacher.is_teacher(tmp_path)
+    assert data_specs.is_teacher(tmp_path)
     loaded = teacher.load_teacher(tmp_path, model, shape)
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)

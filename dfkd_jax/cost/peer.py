@@ -25,7 +25,7 @@ SAME_VALUE = {
 }
 """The peer's gradient that has the value of ours."""
 
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 
 
 def describe(

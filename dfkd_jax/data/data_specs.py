@@ -10,12 +10,12 @@ import ml_collections
 
 from dfkd_jax.data import folder_data
 from dfkd_jax.data.data_table import SPECS, DatasetSpec
-from dfkd_jax.run import teacher
 from dfkd_jax.runtime import results
 from dfkd_jax.runtime.errors import UserError
 
 # What has no line in the table: any folder of class folders, and no data at all.
 OWN = ("folder", "none")
+CARD = "teacher.json"  # in the folder of a teacher: what it says of itself
 FIELDS = ("image_size", "channels", "num_classes", "mean", "std")  # of config.dataset
 
 
@@ -60,6 +60,11 @@ def spec(config: ml_collections.ConfigDict, card: Mapping[str, Any] | None = Non
     return known
 
 
+def is_teacher(directory: str | os.PathLike) -> bool:
+    """Whether a finished teacher lies in `directory`; its card is written last."""
+    return (Path(directory) / CARD).is_file()
+
+
 def teacher_card(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What the teacher in `config.teacher.checkpoint` says of itself; empty if none is there.
 
@@ -72,9 +77,9 @@ def teacher_card(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def card_in(directory: str | os.PathLike) -> dict[str, Any]:
     """The card of the teacher in a folder; see `teacher_card`."""
-    if not teacher.is_teacher(directory):
+    if not is_teacher(directory):
         return {}
-    return results.read_json(Path(directory) / teacher.CARD)
+    return results.read_json(Path(directory) / CARD)
 
 
 def _own(dataset: ml_collections.ConfigDict, card: Mapping[str, Any]) -> DatasetSpec:

@@ -16,10 +16,11 @@ from dfkd_jax.distillation.agreement import Agreement, create_agreement
 from dfkd_jax.distillation.epoch import Epoch, create_epoch
 from dfkd_jax.distillation.objectives import create_objective
 from dfkd_jax.distillation.roles import Method, Plan
-from dfkd_jax.distillation.state import DistillState, layout_of, student_optimizer
+from dfkd_jax.distillation.state import DistillState, layout_of
 from dfkd_jax.distillation.steps import Parts
 from dfkd_jax.losses import terms as losses
 from dfkd_jax.networks.models import create_models
+from dfkd_jax.networks.training import student_optimizer
 from dfkd_jax.replay.schemes import create_replay
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.compilation import rarely_run

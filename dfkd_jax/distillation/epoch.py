@@ -15,11 +15,11 @@ import ml_collections
 from jax import lax
 
 from dfkd_jax.distillation import steps
-from dfkd_jax.distillation.metrics import Metrics, add, averages
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.distillation.steps import Parts
 from dfkd_jax.runtime.devices import Mapped
 from dfkd_jax.runtime.finite import all_finite
+from dfkd_jax.runtime.metrics import Metrics, add, averages
 
 LOOPS = ("auto", "scan", "step")
 Epoch = Callable[[DistillState, Any], tuple[DistillState, dict[str, jax.Array]]]

@@ -20,8 +20,8 @@ import jax
 import ml_collections
 
 from dfkd_jax.distillation.meta import cosine, meta_gradient
-from dfkd_jax.distillation.metrics import Metrics, measured
 from dfkd_jax.runtime.axis import ONE, Axis
+from dfkd_jax.runtime.metrics import Metrics, measured
 
 OBJECTIVES = {
     "acquisition": "L_acq(θ)",

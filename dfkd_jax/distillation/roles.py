@@ -8,54 +8,11 @@
 A method puts one of each together. The loop, checkpoints and figures know the roles only.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-
-from dfkd_jax.distillation.metrics import Metrics
 from dfkd_jax.distillation.objectives import Objective
-from dfkd_jax.losses.terms import LayerStatistics
 from dfkd_jax.replay.scheme import Replay
-
-
-class Drawn(NamedTuple):
-    """Images to learn from, in the teacher's normalised input space."""
-
-    images: jax.Array  # (B, H, W, C)
-    targets: jax.Array | None = None  # (B,) int32, the classes they were made for, if any
-
-
-class Seen(NamedTuple):
-    """What the teacher makes of images."""
-
-    logits: jax.Array  # (B, K)
-    features: jax.Array  # (B, D), the input of its last layer
-    statistics: list[LayerStatistics]  # of the input of each batch norm, over all devices
-
-
-class View(NamedTuple):
-    """Teacher and student with their variables closed over."""
-
-    teacher: Callable[[jax.Array], Seen]  # in evaluation mode
-    student: Callable[[jax.Array], jax.Array]  # images -> logits, as a synthesizer sees them
-
-
-class Synthesizer(NamedTuple):
-    """Where images come from.
-
-    init(key) -> state
-    begin(state, key) -> state             what a round of updates starts from; None: as it is
-    update(state, view, key) -> (state, metrics)   one optimisation step
-    sample(state, key) -> Drawn            a batch for the student, one device's share
-    finish(state) -> state                 what outlives a round; None: all of it
-    """
-
-    init: Callable[[jax.Array], Any]
-    update: Callable[[Any, View, jax.Array], tuple[Any, Metrics]]
-    sample: Callable[[Any, jax.Array], Drawn]
-    begin: Callable[[Any, jax.Array], Any] | None = None
-    finish: Callable[[Any], Any] | None = None
+from dfkd_jax.synthesis.role import Synthesizer
 
 
 class Plan(NamedTuple):

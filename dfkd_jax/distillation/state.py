@@ -3,22 +3,11 @@
 from typing import Any
 
 import jax
-import ml_collections
-import optax
 from flax import struct
-from jax import lax
 
+from dfkd_jax.networks.training import Network
 from dfkd_jax.replay.scheme import Batch
 from dfkd_jax.runtime.devices import WHOLE, Layout
-
-
-@struct.dataclass
-class Network:
-    """A network in training: the student or the generator."""
-
-    params: Any
-    batch_stats: Any
-    opt_state: Any
 
 
 @struct.dataclass
@@ -39,40 +28,3 @@ def layout_of(replay: Layout) -> DistillState:
     """How the state is split over devices, given the layout of the replay state."""
     split = {name: WHOLE for name in DistillState.__dataclass_fields__}
     return DistillState(**{**split, "replay": replay, "recent": 0, "early": 0})
-
-
-def descend(
-    network: Network, gradient: Any, batch_stats: Any, optimizer: optax.GradientTransformation
-) -> Network:
-    """The network after one step of its optimizer, with these batch statistics."""
-    updates, opt_state = optimizer.update(gradient, network.opt_state, network.params)
-    return Network(
-        params=optax.apply_updates(network.params, updates),
-        batch_stats=lax.stop_gradient(batch_stats),
-        opt_state=opt_state,
-    )
-
-
-def student_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """SGD with momentum, or Adam; weight decay; cosine over the epochs to 0."""
-    rate = _cosine(config, "student", 0.0)
-    if config.student.optimizer == "adam":  # the decay decoupled, as of AdamW
-        return optax.adamw(rate, weight_decay=config.student.weight_decay)
-    return optax.chain(
-        optax.add_decayed_weights(config.student.weight_decay),
-        optax.sgd(rate, config.student.momentum),
-    )
-
-
-def generator_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam, its rate constant or a cosine over the epochs to generator.final_learning_rate."""
-    final = config.generator.final_learning_rate
-    constant = config.generator.learning_rate
-    return optax.adam(constant if final is None else _cosine(config, "generator", final))
-
-
-def _cosine(config: ml_collections.ConfigDict, name: str, final: float) -> optax.Schedule:
-    """A network's learning rate by its step: constant within an epoch, `final` after the last."""
-    initial, steps = config[name].learning_rate, config.iterations_per_epoch * config[name].steps
-    cosine = optax.cosine_decay_schedule(initial, config.epochs, alpha=final / initial)
-    return lambda step: cosine(step // steps)

@@ -23,15 +23,17 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from dfkd_jax.distillation.metrics import Metrics
 from dfkd_jax.distillation.objectives import StudentLosses
-from dfkd_jax.distillation.roles import Method, Seen, View
-from dfkd_jax.distillation.state import DistillState, Network, descend
+from dfkd_jax.distillation.roles import Method
+from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.losses import batch_norm
 from dfkd_jax.networks import initialization
+from dfkd_jax.networks.training import Network, descend
 from dfkd_jax.replay.scheme import Batch, RetentionBatch
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.draw import stream
+from dfkd_jax.runtime.metrics import Metrics
+from dfkd_jax.synthesis.role import Seen, View
 
 Variables = dict[str, Any]
 Step = Callable[[DistillState, Variables], tuple[DistillState, Metrics]]

@@ -21,7 +21,6 @@ import optax
 from flax import struct
 from jax import lax
 
-from dfkd_jax.distillation.metrics import Metrics, measured
 from dfkd_jax.losses import batch_norm
 from dfkd_jax.losses import terms as losses
 from dfkd_jax.networks.encoder import Encoder
@@ -31,6 +30,7 @@ from dfkd_jax.replay.scheme import Batch, Replay, RetentionBatch, Teacher
 from dfkd_jax.runtime import draw
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.devices import WHOLE
+from dfkd_jax.runtime.metrics import Metrics, measured
 
 
 @struct.dataclass

@@ -12,11 +12,11 @@ import ml_collections
 from flax import struct
 from jax import lax
 
-from dfkd_jax.distillation.metrics import Metrics
 from dfkd_jax.replay.scheme import Batch, Replay, RetentionBatch, Teacher
 from dfkd_jax.runtime import draw
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.devices import WHOLE
+from dfkd_jax.runtime.metrics import Metrics
 
 
 @struct.dataclass

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dfkd_jax.distillation.metrics import Metrics
+from dfkd_jax.runtime.metrics import Metrics
 
 Teacher = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # images -> (logits, features)
 

@@ -18,7 +18,7 @@ from dfkd_jax.networks.classifiers import IMAGE_SIZES, create_classifier
 from dfkd_jax.networks.generator import base_size
 from dfkd_jax.networks.own_module import check_call, is_own
 from dfkd_jax.replay import schemes
-from dfkd_jax.run import student, teacher
+from dfkd_jax.run import student
 from dfkd_jax.runtime import devices
 from dfkd_jax.runtime.errors import UserError
 
@@ -240,11 +240,11 @@ def _check_teacher_given(config: ml_collections.ConfigDict) -> None:
             "config.teacher.checkpoint is None but config.dataset.name is 'none'; without data no "
             "teacher can be trained, and only the folder of a trained one is allowed."
         )
-    if directory is not None and not teacher.is_teacher(directory):
+    if directory is not None and not data_specs.is_teacher(directory):
         raise UserError(
-            f"config.teacher.checkpoint is {directory!r}, which holds no {teacher.CARD}; allowed "
-            "is the folder of a trained teacher (such as WORKDIR/teacher of an earlier run), or "
-            "None to train one."
+            f"config.teacher.checkpoint is {directory!r}, which holds no {data_specs.CARD}; "
+            "allowed is the folder of a trained teacher (such as WORKDIR/teacher of an earlier "
+            "run), or None to train one."
         )
 
 

@@ -104,7 +104,7 @@ def check_start(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
         return
     folder = Path(directory)
     try:
-        if teacher.is_teacher(folder):
+        if data_specs.is_teacher(folder):
             found = data_specs.card_in(folder)
         else:
             run = read_config(folder)
@@ -139,7 +139,7 @@ def load_start(directory: str, module: nn.Module, image_shape: Sequence[int]) ->
     """
     folder = Path(directory)
     try:
-        if teacher.is_teacher(folder):
+        if data_specs.is_teacher(folder):
             return teacher.load_teacher(folder, module, tuple(image_shape))
         return _newest(folder, module, image_shape)[0]
     except (UserError, checkpoint.DamagedCheckpoint) as error:
@@ -244,9 +244,9 @@ def teacher_of(
         places = (Path(kept["folder"]), directory)
         there = [place for place in places if data_specs.card_in(place) == kept["card"]]
         return kept["card"], next(iter(there), None)
-    if not teacher.is_teacher(directory):
+    if not data_specs.is_teacher(directory):
         raise UserError(
-            f"{directory}, the teacher of the run in {folder}, holds no {teacher.CARD}; its card "
-            "says what the images are."
+            f"{directory}, the teacher of the run in {folder}, holds no {data_specs.CARD}; its "
+            "card says what the images are."
         )
-    return results.read_json(directory / teacher.CARD), directory
+    return results.read_json(directory / data_specs.CARD), directory

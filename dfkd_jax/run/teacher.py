@@ -20,6 +20,7 @@ import optax
 from flax import struct, traverse_util
 from rich.console import Console
 
+from dfkd_jax.data.data_specs import CARD, is_teacher
 from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.data.splits import Split, normalize
 from dfkd_jax.run import checkpoint
@@ -33,7 +34,6 @@ from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite, all_finite, check_variables
 from dfkd_jax.runtime.stop import Stopped
 
-CARD = "teacher.json"
 WEIGHTS = "weights"
 SAVE_SECONDS = 2  # shorter epochs share a checkpoint, which would take most of their time
 Variables = dict[str, Any]
@@ -71,11 +71,6 @@ def digest(variables: Variables) -> str:
         found.update(f"{name} {array.dtype} {array.shape}\n".encode())
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
-
-
-def is_teacher(directory: str | os.PathLike) -> bool:
-    """Whether a finished teacher lies in `directory`; its card is written last."""
-    return (Path(directory) / CARD).is_file()
 
 
 def load_teacher(

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from dfkd_jax.distillation.metrics import Metrics, measured
-from dfkd_jax.distillation.roles import Drawn, Synthesizer, View
-from dfkd_jax.distillation.state import Network, descend, generator_optimizer
 from dfkd_jax.losses import terms as losses
+from dfkd_jax.networks.training import Network, descend, generator_optimizer
 from dfkd_jax.runtime import draw
 from dfkd_jax.runtime.axis import ONE, Axis
+from dfkd_jax.runtime.metrics import Metrics, measured
+from dfkd_jax.synthesis.role import Drawn, Synthesizer, View
 
 
 def create(

@@ -1,0 +1,48 @@
+"""The role of a synthesizer: where images come from, as pure functions over a state of its own."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from dfkd_jax.losses.terms import LayerStatistics
+from dfkd_jax.runtime.metrics import Metrics
+
+
+class Drawn(NamedTuple):
+    """Images to learn from, in the teacher's normalised input space."""
+
+    images: jax.Array  # (B, H, W, C)
+    targets: jax.Array | None = None  # (B,) int32, the classes they were made for, if any
+
+
+class Seen(NamedTuple):
+    """What the teacher makes of images."""
+
+    logits: jax.Array  # (B, K)
+    features: jax.Array  # (B, D), the input of its last layer
+    statistics: list[LayerStatistics]  # of the input of each batch norm, over all devices
+
+
+class View(NamedTuple):
+    """Teacher and student with their variables closed over."""
+
+    teacher: Callable[[jax.Array], Seen]  # in evaluation mode
+    student: Callable[[jax.Array], jax.Array]  # images -> logits, as a synthesizer sees them
+
+
+class Synthesizer(NamedTuple):
+    """Where images come from.
+
+    init(key) -> state
+    begin(state, key) -> state             what a round of updates starts from; None: as it is
+    update(state, view, key) -> (state, metrics)   one optimisation step
+    sample(state, key) -> Drawn            a batch for the student, one device's share
+    finish(state) -> state                 what outlives a round; None: all of it
+    """
+
+    init: Callable[[jax.Array], Any]
+    update: Callable[[Any, View, jax.Array], tuple[Any, Metrics]]
+    sample: Callable[[Any, jax.Array], Drawn]
+    begin: Callable[[Any, jax.Array], Any] | None = None
+    finish: Callable[[Any], Any] | None = None
