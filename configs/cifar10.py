@@ -1,11 +1,5 @@
 """CIFAR-10, ResNet-34 → ResNet-18."""
 
-from configs import cifar100
+from dfkd_jax.configs.cifar10 import get_config
 
-
-def get_config(method: str = "lra-mb"):
-    """As for CIFAR-100, with half the epochs."""
-    config = cifar100.get_config(method)
-    config.dataset.name = "cifar10"
-    config.epochs = 200
-    return config
+__all__ = ["get_config"]

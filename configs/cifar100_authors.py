@@ -1,26 +1,5 @@
-"""CIFAR-100, ResNet-34 → ResNet-18 with the settings and habits of the authors' code.
+"""CIFAR-100, ResNet-34 → ResNet-18 with the settings and habits of the authors' code."""
 
-To reproduce what that code computes, not to compare methods: its rows differ in the batch size and
-in the number of student steps.
-"""
+from dfkd_jax.configs.cifar100_authors import get_config
 
-from configs import cifar100
-
-
-def get_config(method: str = "lra-mb-detached"):
-    """Joint replay in one pass on B = 1024, LRA on B = 512, its inner step with weight decay.
-
-    `mb-dfkd-concatenated` and `pre-dfkd-concatenated` are the code's MB-DFKD and PRE-DFKD,
-    `lra-mb-detached` its "Ours-1" as shipped; `lra-mb` and `lra-gr` are "Ours-1" and "Ours-2" as
-    they would be if the retention term reached the student, with the code's objective.
-    """
-    config = cifar100.get_config(method)
-    if config.objective in ("joint", "concatenated"):
-        config.batch_size = 1024
-    if config.objective == "lra":
-        config.objective = "lra_concatenated"
-    config.meta.inner_weight_decay = 5e-4
-    config.generator.student_mode = "eval_after_test"
-    config.replay.recall_running_statistics = True
-    config.replay.accumulate_recall_gradient = True
-    return config
+__all__ = ["get_config"]

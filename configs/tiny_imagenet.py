@@ -1,10 +1,5 @@
 """Tiny-ImageNet (200 classes, 64×64), ResNet-34 → ResNet-18."""
 
-from configs import cifar100
+from dfkd_jax.configs.tiny_imagenet import get_config
 
-
-def get_config(method: str = "lra-mb"):
-    """As for CIFAR-100, on images of four times the size."""
-    config = cifar100.get_config(method)
-    config.dataset.name = "tiny_imagenet"
-    return config
+__all__ = ["get_config"]

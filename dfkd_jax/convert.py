@@ -6,7 +6,6 @@ DIR then is what `--config.teacher.checkpoint` takes. The network is not run.
 
 import argparse
 import math
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,11 +19,9 @@ from dfkd_jax.interchange.torch_file import read_state_dict
 from dfkd_jax.interchange.torch_layouts import WrongWeights, from_torch
 from dfkd_jax.networks.classifiers import CLASSIFIERS, create_classifier
 from dfkd_jax.run import teacher
-from dfkd_jax.run.command_line import create_parser, fail
+from dfkd_jax.run.command_line import CONFIGURATIONS, create_parser, fail
 from dfkd_jax.run.config import UserError
 from dfkd_jax.runtime import results
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 class Description(NamedTuple):
@@ -90,17 +87,17 @@ def next_command(description: Description, output: Path) -> str:
     teacher's card does not say. An unknown normalisation stands as that of images in [0, 1].
     """
     name, (_, _, channels) = description.dataset, description.image_shape
-    file = CONFIGS / f"{name}.py"
     fields = {"teacher.model": description.model, "teacher.checkpoint": str(output)}
-    if not file.is_file():
-        file = CONFIGS / "default.py"
+    config = name
+    if name is None or not (CONFIGURATIONS / f"{name}.py").is_file():
+        config = "default"
         fields["dataset.name"] = name or "none"
     if name is None and description.mean is None:
         fields["dataset.mean"], fields["dataset.std"] = (
             f"{(0.0,) * channels}",
             f"{(1.0,) * channels}",
         )
-    flags = [f"--config={os.path.relpath(file)}"]
+    flags = [f"--config={config}"]
     flags += [f"--config.{field}={value}" for field, value in fields.items()]
     flags.append(f"--workdir={Path('runs', output.name)}")
     return " ".join(["python -m dfkd_jax.main", *map(shlex.quote, flags)])

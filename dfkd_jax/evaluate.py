@@ -249,9 +249,9 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Parse the command line; what is wrong with it becomes one sentence and exit code 2."""
     try:
         command_line.check_fields(arguments)
-        rest = flags.FLAGS(arguments)
+        rest = flags.FLAGS(command_line.with_named_config(arguments))
         if CONFIG.value is None:
-            raise ValueError("--config is missing; give a file such as configs/digits.py.")
+            raise ValueError("--config is missing; give a name such as digits, or a file.")
         if len(rest) != 2:
             raise ValueError(f"{len(rest) - 1} TARGETs are given; allowed is one folder or file.")
         dict(CONFIG.value)  # a file that could not be read shows on first access

@@ -157,7 +157,7 @@ def torch_work():
     """The peer's work on the tiny configuration, in float64."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("higher")
-    from benchmarks.torch_peer import Work
+    from dfkd_jax.cost.torch_peer import Work
 
     config = tiny_config(**{"meta.measure_alignment": False, "replay.kind": "memory_bank"})
     torch.set_default_dtype(torch.float64)
@@ -176,7 +176,7 @@ def torch_gradient(work, variant):
     gradient(images, logits, replayed, replayed_logits)
 
     def objective(student):
-        from benchmarks.torch_peer import distance
+        from dfkd_jax.cost.torch_peer import distance
 
         parameters = dict(student.named_parameters())
         acquisition = distance(student(images)[0], logits)

@@ -72,7 +72,7 @@ def test_a_converted_teacher_is_what_a_run_takes(tmp_path, capsys):
     printed = capsys.readouterr().out
     count = sum(leaf.size for leaf in jax.tree.leaves(variables()["params"]))
     assert f"{count:,}" in printed and "8×8×1, 10 classes" in printed
-    assert "--config=configs/digits.py --config.teacher.model=cnn_half" in printed
+    assert "--config=digits --config.teacher.model=cnn_half" in printed
 
     config = digits.get_config()
     config.teacher.model, config.teacher.checkpoint = "cnn_half", str(output)
@@ -136,10 +136,10 @@ def test_bad_flags_are_one_sentence(flags, words, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, start",
     [
-        (["--dataset=digits"], "--config=configs/digits.py"),
+        (["--dataset=digits"], "--config=digits"),
         (["--num_classes=10", "--image_size=8", "--channels=1", "--mean=0.5", "--std=0.2"], None),
         (["--num_classes=10", "--image_size=8", "--channels=1"], None),
-        (["--dataset=fashion_mnist"], "--config=configs/default.py"),
+        (["--dataset=fashion_mnist"], "--config=default"),
     ],
 )
 def test_the_command_printed_is_one_that_runs(flags, start, tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_the_command_printed_is_one_that_runs(flags, start, tmp_path, capsys):
     assert run(file, "--model=cnn_half", *flags, f"--output={output}") == 0
     python, m, module, first, *others = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert [python, m, module] == ["python", "-m", "dfkd_jax.main"]
-    assert first == (start or "--config=configs/default.py")
+    assert first == (start or "--config=default")
     assert others.pop() == "--workdir=runs/it's a teacher"
     fields = dict(flag.removeprefix("--config.").split("=", 1) for flag in others)
     config = command_line.with_overrides(first.removeprefix("--config="), {}, fields)

@@ -1,14 +1,13 @@
 """A peer to measure against: the same iteration in another framework, in a process of its own.
 
-The peer idles while it is not asked, so that the two can take turns. Its source is in the folder
-`benchmarks` of the repository, beside the package.
+The peer idles while it is not asked, so that the two can take turns. Its source is beside this
+file.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -16,7 +15,7 @@ import ml_collections
 from dfkd_jax.data import data_specs
 from dfkd_jax.run.config import UserError
 
-PEERS = {"torch": "benchmarks.torch_peer"}
+PEERS = {"torch": "dfkd_jax.cost.torch_peer"}
 SAME_VALUE = {
     "exact": "exact",
     "exact_hvp": "exact",
@@ -24,8 +23,6 @@ SAME_VALUE = {
     "none": "none",
 }
 """The peer's gradient that has the value of ours."""
-
-_ROOT = Path(__file__).parents[2]
 
 
 def describe(
@@ -119,7 +116,6 @@ class Peer:
         self._errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads could fill up
         self._process = subprocess.Popen(
             [sys.executable, "-m", PEERS[name]],
-            cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -3,18 +3,22 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from dfkd_jax import configs
 from dfkd_jax.run.config import RENAMED, UserError, get
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration, and after a colon the method: configs/digits.py:mb-dfkd."
+    "config", None, "Configuration, a name or a file, and after a colon the method: digits:mb-dfkd."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results; the same again resumes.")
+
+CONFIGURATIONS = Path(configs.__file__).parent
 
 # What a wrong flag, or a configuration file that cannot be read, raises.
 FLAG_ERRORS = (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError)
@@ -24,15 +28,36 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Parse the command line; what is wrong with it becomes one sentence and exit code 2."""
     try:
         check_fields(arguments)
-        rest = flags.FLAGS(arguments)
+        rest = flags.FLAGS(with_named_config(arguments))
         if CONFIG.value is None:
-            raise ValueError("--config is missing; give a file such as configs/digits.py.")
+            raise ValueError("--config is missing; give a name such as digits, or a file.")
         if len(rest) > 1:
             raise ValueError(f"{rest[1]!r} is no flag; fields are set as --config.FIELD=VALUE.")
         dict(CONFIG.value)  # a file that could not be read shows on first access
     except FLAG_ERRORS as error:
         sys.exit(fail(sentence(error), 2))
     return rest
+
+
+def with_named_config(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the file of the package for a configuration given by its name.
+
+    `--config=digits:mb-dfkd` names `dfkd_jax/configs/digits.py`; what has a suffix or is a path is
+    left as it is.
+    """
+    found = list(arguments)
+    for i, argument in enumerate(found):
+        flag, given, value = argument.partition("=")
+        if flag.lstrip("-") != CONFIG.name:
+            continue
+        place = i if given else i + 1
+        if place < len(found):
+            name, *method = (value if given else found[place]).split(":", 1)
+            file = CONFIGURATIONS / f"{name}.py"
+            if name.isidentifier() and file.is_file():
+                resolved = ":".join([str(file), *method])
+                found[place] = f"{flag}={resolved}" if given else resolved
+    return found
 
 
 def check_fields(arguments: Sequence[str]) -> None:
@@ -85,7 +110,7 @@ def configurations() -> Callable[..., ConfigDict]:
 def with_overrides(
     filename: str, overrides: dict[str, Any], texts: Mapping[str, str] = MappingProxyType({})
 ) -> ConfigDict:
-    """The configuration of a file such as "configs/digits.py:lra-mb", some fields set after it.
+    """The configuration of a file or name such as "digits:lra-mb", some fields set after it.
 
     Args:
       filename: the file, and a method after a colon.
@@ -96,7 +121,8 @@ def with_overrides(
       Any of `FLAG_ERRORS`: the file refuses the method, or has no such field.
     """
     # Flags of its own, as the command line's are parsed already.
-    arguments = ["", f"--config={filename}", *(f"--config.{f}={v}" for f, v in texts.items())]
+    fields = (f"--config.{field}={value}" for field, value in texts.items())
+    arguments = with_named_config(["", f"--config={filename}", *fields])
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     values(arguments)
