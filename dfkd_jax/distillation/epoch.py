@@ -7,7 +7,7 @@ and branches tens of times slower than outside of them. Both give the same numbe
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,9 +92,28 @@ def recorded(step: Callable[[DistillState, Any], tuple[DistillState, Metrics]]) 
     return record
 
 
-def _recorded_steps(parts: Parts) -> tuple[Step, Step, Step]:
-    every = (steps.update_step, steps.student_step, steps.observe_step)
-    return tuple(recorded(partial(step, parts)) for step in every)
+class _Steps(NamedTuple):
+    """The steps of an iteration on `Carry`; None where the synthesizer has nothing to do."""
+
+    begin: Step | None
+    update: Step
+    finish: Step | None
+    student: Step
+    observe: Step
+
+
+def _recorded_steps(parts: Parts, map_step: Callable[[Step], Step] = lambda step: step) -> _Steps:
+    def one(step: Callable) -> Step:
+        return map_step(recorded(partial(step, parts)))
+
+    synthesizer = parts.method.synthesizer
+    return _Steps(
+        begin=one(steps.begin_step) if synthesizer.begin else None,
+        update=one(steps.update_step),
+        finish=one(steps.finish_step) if synthesizer.finish else None,
+        student=one(steps.student_step),
+        observe=one(steps.observe_step),
+    )
 
 
 def observes_after(parts: Parts) -> tuple[bool, ...]:
@@ -104,15 +123,15 @@ def observes_after(parts: Parts) -> tuple[bool, ...]:
 
 def _scanned(parts: Parts, iterations: int, mapped: Mapped) -> Step:
     plan = parts.method.plan
-    update, student_step, observe = _recorded_steps(parts)
+    step = _recorded_steps(parts)
     observes = jnp.asarray(observes_after(parts))
 
     def epoch(carry: Carry, teacher: Any) -> Carry:
         def student(carry: Carry, due: jax.Array) -> tuple[Carry, None]:
-            state, sums = student_step(carry, teacher)
+            state, sums = step.student(carry, teacher)
 
             def observed(carry: Carry) -> tuple[Any, Metrics]:
-                state, sums = observe(carry, teacher)
+                state, sums = step.observe(carry, teacher)
                 return state.replay, sums
 
             replay, sums = lax.cond(
@@ -120,8 +139,18 @@ def _scanned(parts: Parts, iterations: int, mapped: Mapped) -> Step:
             )
             return (state.replace(replay=replay), sums), None
 
+        def a_round(_: jax.Array, carry: Carry) -> Carry:
+            carry = step.begin(carry, teacher) if step.begin else carry
+            carry = lax.fori_loop(
+                0, plan.updates, lambda _, carry: step.update(carry, teacher), carry
+            )
+            return step.finish(carry, teacher) if step.finish else carry
+
         def iteration(carry: Carry, _: None) -> tuple[Carry, None]:
-            carry = lax.fori_loop(0, plan.updates, lambda _, carry: update(carry, teacher), carry)
+            if plan.rounds == 1:  # a loop less to compile
+                carry = a_round(jnp.zeros((), jnp.int32), carry)
+            else:
+                carry = lax.fori_loop(0, plan.rounds, a_round, carry)
             return lax.scan(student, carry, observes)
 
         carry, _ = lax.scan(iteration, carry, None, length=iterations)
@@ -132,16 +161,23 @@ def _scanned(parts: Parts, iterations: int, mapped: Mapped) -> Step:
 
 def _stepped(parts: Parts, iterations: int, mapped: Mapped) -> Step:
     plan = parts.method.plan
-    update, student_step, observe = map(mapped.step, _recorded_steps(parts))
+    step = _recorded_steps(parts, mapped.step)
 
     def epoch(carry: Carry, teacher: Any) -> Carry:
+        def take(one: Step | None) -> None:
+            nonlocal carry
+            if one is not None:
+                carry = mapped.settle(one(carry, teacher))
+
         for _ in range(iterations):
-            for _ in range(plan.updates):
-                carry = mapped.settle(update(carry, teacher))
+            for _ in range(plan.rounds):
+                take(step.begin)
+                for _ in range(plan.updates):
+                    take(step.update)
+                take(step.finish)
             for due in observes_after(parts):
-                carry = mapped.settle(student_step(carry, teacher))
-                if due:
-                    carry = mapped.settle(observe(carry, teacher))
+                take(step.student)
+                take(step.observe if due else None)
         return carry
 
     return epoch

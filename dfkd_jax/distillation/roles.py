@@ -20,8 +20,7 @@ class Plan(NamedTuple):
 
     updates: int = 1  # of the synthesizer, in a round
     student_steps: int = 10
-    rounds: int = 1  # of updates, each between `begin` and `finish`
-    warm_up: int = 0  # so many iterations without student steps, at the start of a run
+    rounds: int = 1  # of updates, each between the synthesizer's `begin` and `finish`
 
 
 class Method(NamedTuple):

@@ -140,6 +140,27 @@ def _student_logits(
     return logits, updated.get("batch_stats", {})
 
 
+def begin_step(
+    parts: Parts, state: DistillState, teacher_variables: Variables
+) -> tuple[DistillState, Metrics]:
+    """What a round of updates starts from; as it is where the synthesizer has no `begin`."""
+    del teacher_variables
+    begin = parts.method.synthesizer.begin
+    if begin is None:
+        return state, {}
+    key = stream(state.key, "begin", state.updates // parts.method.plan.updates)
+    return state.replace(synthesizer=begin(state.synthesizer, key)), {}
+
+
+def finish_step(
+    parts: Parts, state: DistillState, teacher_variables: Variables
+) -> tuple[DistillState, Metrics]:
+    """What outlives a round of updates; all of it where the synthesizer has no `finish`."""
+    del teacher_variables
+    finish = parts.method.synthesizer.finish
+    return (state if finish is None else state.replace(synthesizer=finish(state.synthesizer))), {}
+
+
 def update_step(
     parts: Parts, state: DistillState, teacher_variables: Variables
 ) -> tuple[DistillState, Metrics]:
