@@ -77,7 +77,7 @@ def cost(config: ml_collections.ConfigDict, devices: Devices, step: str) -> Cost
     teacher = jax.eval_shape(lambda: parts.teacher.init(jax.random.key(0), image, train=False))
     carry = (state, jax.eval_shape(partial(nothing_measured, whole), state, teacher))
     layout = (layout_of(whole.method.replay.layout), WHOLE)
-    function = mapped(devices, layout).step(recorded(partial(getattr(steps, step), parts)))
+    function = mapped(devices, layout).step(recorded(getattr(steps, step), parts))
     compiled = function.lower(carry, teacher).compile()
     counted, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return Cost(

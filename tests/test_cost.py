@@ -72,7 +72,7 @@ def test_a_run_compiles_each_of_its_steps_once(tmp_path, caplog):
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         algorithm.epoch(state, variables)
     compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
-    for step in ("generator_step", "student_step", "observe_step"):
+    for step in ("update_step", "student_step", "observe_step"):
         assert sum(step in message for message in compiled) == 1, compiled
 
 

@@ -333,7 +333,7 @@ def test_both_loops_give_the_same_numbers(run, x64):
         assert int(state.replay.observations) == 4
         assert float(metrics["replayed_share"]) == 3 / 4  # all but the first student step
         assert float(metrics["retention_loss"]) > 0
-        assert jnp.isnan(metrics.pop("gradient_alignment"))  # not measured
+        assert "gradient_alignment" not in metrics  # not measured
         final.append((state.student, state.replay, metrics))
     leaves_close(*final, rtol=1e-6, atol=1e-7)
 

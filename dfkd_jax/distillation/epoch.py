@@ -81,14 +81,15 @@ def finite_parts(state: DistillState, sums: Metrics | None = None) -> dict[str, 
     return found if sums is None else {**found, "finite": all_finite(sums)}
 
 
-def recorded(step: Callable[[DistillState, Any], tuple[DistillState, Metrics]]) -> Step:
-    """The step on a state and sums, to which what it measures is added."""
+def recorded(step: Callable[..., tuple[DistillState, Metrics]], parts: Parts) -> Step:
+    """A step of `steps` on a state and sums, to which what it measures is added."""
 
     def record(carry: Carry, teacher: Any) -> Carry:
         state, sums = carry
-        state, metrics = step(state, teacher)
+        state, metrics = step(parts, state, teacher)
         return state, add(sums, metrics)
 
+    record.__name__ = step.__name__  # by which profiles and caches show the compiled program
     return record
 
 
@@ -104,7 +105,7 @@ class _Steps(NamedTuple):
 
 def _recorded_steps(parts: Parts, map_step: Callable[[Step], Step] = lambda step: step) -> _Steps:
     def one(step: Callable) -> Step:
-        return map_step(recorded(partial(step, parts)))
+        return map_step(recorded(step, parts))
 
     synthesizer = parts.method.synthesizer
     return _Steps(
