@@ -75,15 +75,28 @@ def test_the_curve_shows_teacher_maximum_and_last(tmp_path, drawn):
 
 def test_without_data_the_agreement_is_drawn(tmp_path, drawn):
     history = [
-        record(e, student_accuracy=None, generated_agreement=10.0 * e, gradient_alignment=None)
-        for e in range(1, 5)
+        record(
+            e,
+            student_accuracy=None,
+            generated_agreement=10.0 * e,
+            generated_class_share=100.0 / e,
+            gradient_alignment=None,
+        )
+        for e in (1, 2, 4)
     ]
     figures.learning_curve(history, None, tmp_path / "curve.png")
     agreement = drawn[0].axes[0]
     assert "agreement with the teacher" in agreement.get_title(loc="left")
-    assert agreement.lines[0].get_ydata().tolist() == [10, 20, 30, 40]
+    share, student = agreement.lines[:2]
+    assert share.get_ydata().tolist() == [100, 50, 25]
+    assert student.get_ydata().tolist() == [10, 20, 40]
     legend = [text.get_text() for text in agreement.get_legend().get_texts()]
-    assert legend == ["student", "max 40.00 (epoch 4)", "final 40.00 (epoch 4)"]
+    assert legend == [
+        "images in the commonest class",
+        "student",
+        "max 40.00 (epoch 4)",
+        "final 40.00 (epoch 4)",
+    ]
 
 
 def test_epochs_before_the_first_replay_are_gaps(tmp_path, drawn):

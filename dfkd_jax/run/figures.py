@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dfkd_jax.runtime.results import ACCURACY, AGREEMENT, replacing
+from dfkd_jax.runtime.results import ACCURACY, AGREEMENT, CLASS_SHARE, replacing
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B6B6B"
 MOST_IMAGES = 32  # of a panel in a sample grid
@@ -42,7 +42,7 @@ def learning_curve(
         `retention_loss`, `generator_loss`, `gradient_alignment` in [-1, 1]. None or a missing key
         leaves a gap; a measure that no record has is said to be missing.
       teacher_accuracy: percent; None of a run without data, where `generated_agreement` is drawn
-        in the place of the accuracy.
+        in the place of the accuracy, with `generated_class_share`.
       path: the file, replaced atomically; its ending sets the format (.png, .pdf, .svg).
       split: what the accuracies were measured on, test or validation.
 
@@ -56,6 +56,9 @@ def learning_curve(
 
     if teacher_accuracy is None:
         panel(accuracy, "agreement with the teacher, generated images", "same class, %")
+        # Of images in one class the agreement says nothing, so it is not shown without their share.
+        share = _series(history, CLASS_SHARE)
+        _line(accuracy, epochs, share, GREY, "images in the commonest class")
         _draw_progress(accuracy, epochs, _series(history, AGREEMENT))
     else:
         panel(accuracy, f"accuracy on the {split} set", "top-1, %")
