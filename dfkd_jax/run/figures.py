@@ -55,11 +55,13 @@ def learning_curve(
     (accuracy, student), (generator, alignment) = figure.subplots(2, 2, sharex=True)
 
     if teacher_accuracy is None:
-        panel(accuracy, "agreement with the teacher, generated images", "same class, %")
+        panel(accuracy, "agreement with the teacher, generated images", "% of the images")
         # Of images in one class the agreement says nothing, so it is not shown without their share.
         share = _series(history, CLASS_SHARE)
         _line(accuracy, epochs, share, GREY, "images in the commonest class")
         _draw_progress(accuracy, epochs, _series(history, AGREEMENT))
+        # The share falls where the agreement rises; the middle is what both leave free.
+        accuracy.legend(loc="center right", fontsize=8)
     else:
         panel(accuracy, f"accuracy on the {split} set", "top-1, %")
         label = f"teacher {teacher_accuracy:.2f}"
