@@ -6,11 +6,11 @@ from pathlib import Path
 
 from dfkd_jax.comparison import (
     ablation_figure,
-    comparison_axes,
-    comparison_figures,
-    comparison_tables,
+    axes,
+    figures,
     report_page,
     run_folders,
+    tables,
 )
 from dfkd_jax.comparison.report_page import Table
 from dfkd_jax.run.command_line import create_parser, fail
@@ -26,26 +26,26 @@ NO_DATA = (
 
 FIGURES = {
     "learning_evolution.png": (
-        comparison_figures.learning_evolution,
+        figures.learning_evolution,
         "{quality} over the epochs: mean over seeds, 95 % band. Dashed with hollow markers: "
         "joint replay or none; solid: a meta-gradient.",
     ),
     "replay_schemes.png": (
-        comparison_figures.replay_schemes,
+        figures.replay_schemes,
         "The same curves, one panel for each replay scheme.",
     ),
     "final_accuracy.png": (
-        comparison_figures.final_accuracy,
+        figures.final_accuracy,
         "{quality} after the last epoch: each seed, the mean and its 95 % interval.",
     ),
     "alignment.png": (
-        comparison_figures.alignment,
+        figures.alignment,
         "Cosine of the gradients of acquisition and retention at θ. To first order in α the exact "
         "meta-gradient also climbs their dot product, along α (H_ret ∇L_acq + H_acq ∇L_ret); the "
         "first-order one has the first of these two terms, joint replay neither.",
     ),
     "forgetting.png": (
-        comparison_figures.forgetting,
+        figures.forgetting,
         "Share of images, generated after the first epoch, on which the student gives the "
         "teacher's class: a falling curve is forgetting.",
     ),
@@ -92,42 +92,42 @@ def write(
         for run in runs
         for sentence in run.summary.get("warnings", ())
     ]
-    shown = comparison_tables.measures(quality, run_folders.tested_split(groups))
-    aggregates = comparison_tables.aggregate(groups, baseline, shown)
-    tables = [
-        comparison_tables.means_table(aggregates, shown),
-        comparison_tables.differences_table(aggregates, baseline, shown),
+    shown = tables.measures(quality, run_folders.tested_split(groups))
+    aggregates = tables.aggregate(groups, baseline, shown)
+    written = [
+        tables.means_table(aggregates, shown),
+        tables.differences_table(aggregates, baseline, shown),
     ]
     if failed:
         rows = [[run.label, str(run.seed), run.failure] for run in failed]
-        tables.append(Table("Failed runs", ["label", "seed", "failed with"], rows))
+        written.append(Table("Failed runs", ["label", "seed", "failed with"], rows))
     data_sets = sorted({run.summary.get("dataset") or "none" for run in runs} - {"none"})
     title = f"Comparison on {', '.join(data_sets)}" if data_sets else "Comparison without data"
-    glossaries = comparison_tables.glossaries(groups, shown)
-    text = report_page.markdown(title, tables, notes, glossaries)
+    glossaries = tables.glossaries(groups, shown)
+    text = report_page.markdown(title, written, notes, glossaries)
     csv_files = {
-        "comparison.csv": comparison_tables.run_rows(runs, shown),
-        "comparison_summary.csv": comparison_tables.summary_rows(aggregates, baseline, shown),
+        "comparison.csv": tables.run_rows(runs, shown),
+        "comparison_summary.csv": tables.summary_rows(aggregates, baseline, shown),
     }
     field = ablation_figure.varied_field(groups)
-    figures = {**FIGURES, "ablation.png": ABLATION} if field else FIGURES
+    drawings = {**FIGURES, "ablation.png": ABLATION} if field else FIGURES
     try:
         with replacing_together(output) as new:
-            for name, (draw, _) in figures.items():
+            for name, (draw, _) in drawings.items():
                 draw(groups, new / name, (new / name).with_suffix(".pdf"))
-            words = comparison_axes.quality_of(groups).title
+            words = axes.quality_of(groups).title
             captioned = [
                 (new / name, caption.format(quality=words[0].upper() + words[1:], field=field))
-                for name, (_, caption) in figures.items()
+                for name, (_, caption) in drawings.items()
             ]
             for name, rows in csv_files.items():
-                _write(new / name, comparison_tables.csv_text(rows))
+                _write(new / name, tables.csv_text(rows))
             _write(new / "comparison.md", text)
-            page = report_page.html(title, tables, notes, glossaries, captioned)
+            page = report_page.html(title, written, notes, glossaries, captioned)
             _write(new / "report.html", page)
     except OSError as error:
         raise UserError(f"There is no report: {error}.") from error
-    return report_page.markdown(title, tables)
+    return report_page.markdown(title, written)
 
 
 def choose_baseline(labels: Sequence[str], wanted: str | None) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dfkd_jax import report
-from dfkd_jax.comparison import comparison_figures, run_folders
+from dfkd_jax.comparison import figures, run_folders
 from tests.fabricated import fabricate
 
 
@@ -87,7 +87,7 @@ def legend(figure):
 
 def test_the_curve_is_the_mean_over_seeds_with_the_teacher(runs, drawn, tmp_path):
     groups = run_folders.groups(run_folders.find([runs])[0])
-    comparison_figures.learning_evolution(groups, tmp_path / "f.png")
+    figures.learning_evolution(groups, tmp_path / "f.png")
     joint = drawn[0].axes[0].lines[0]
     assert joint.get_ydata().tolist() == [10.0, 21.0] and joint.get_label() == "mb-dfkd"
     assert legend(drawn[0]) == ["mb-dfkd", "lra-mb_exact", "teacher 90.00"]
@@ -98,7 +98,7 @@ def test_the_curve_is_the_mean_over_seeds_with_the_teacher(runs, drawn, tmp_path
 def test_a_legend_says_what_the_authors_code_is(runs, drawn, tmp_path):
     fabricate(runs, "lra-mb-detached", 1, [10.0, 20.0])
     groups = run_folders.groups(run_folders.find([runs])[0])
-    comparison_figures.learning_evolution(groups, tmp_path / "f.png")
+    figures.learning_evolution(groups, tmp_path / "f.png")
     names = [" ".join(name.split()) for name in legend(drawn[0])]  # it stands on two lines
     assert "lra-mb-detached (as the authors' code)" in names
 
@@ -106,7 +106,7 @@ def test_a_legend_says_what_the_authors_code_is(runs, drawn, tmp_path):
 def test_schemes_have_panels_and_missing_ones_say_so(runs, drawn, tmp_path):
     fabricate(runs, "dafl", 1, [10.0, 20.0])
     groups = run_folders.groups(run_folders.find([runs])[0])
-    comparison_figures.replay_schemes(groups, tmp_path / "f.png")
+    figures.replay_schemes(groups, tmp_path / "f.png")
     panels = {axes.get_title(loc="left"): axes for axes in drawn[0].axes}
     assert list(panels) == ["memory bank", "generative replay", "no replay"]
     assert [text.get_text() for text in panels["generative replay"].texts] == ["no runs"]
@@ -115,12 +115,12 @@ def test_schemes_have_panels_and_missing_ones_say_so(runs, drawn, tmp_path):
 def test_a_series_that_was_not_measured_is_said_to_be_missing(runs, drawn, tmp_path):
     fabricate(runs, "dafl", 1, [10.0, 20.0], extra={"early_agreement": 75.0})
     groups = run_folders.groups(run_folders.find([runs])[0])
-    comparison_figures.alignment(groups, tmp_path / "a.png")
+    figures.alignment(groups, tmp_path / "a.png")
     assert legend(drawn[0])[-1] == "dafl: not measured"
-    comparison_figures.forgetting(groups, tmp_path / "f.png")
+    figures.forgetting(groups, tmp_path / "f.png")
     assert legend(drawn[1])[1:] == ["mb-dfkd: not measured", "lra-mb_exact: not measured"]
     del groups["dafl"]
-    comparison_figures.forgetting(groups, tmp_path / "f.png")
+    figures.forgetting(groups, tmp_path / "f.png")
     assert "not measured in any of the runs" in [t.get_text() for t in drawn[2].axes[0].texts]
 
 
@@ -129,14 +129,14 @@ def test_long_labels_cover_no_curve(runs, drawn, tmp_path):
     found = run_folders.groups(run_folders.find([runs])[0])["mb-dfkd"]
     fields = " ".join(f"replay.field_{i}=0.{i}" for i in range(8))
     groups = {f"mb-dfkd {fields} {i}": found for i in range(6)}
-    comparison_figures.learning_evolution(groups, tmp_path / "f.png")
+    figures.learning_evolution(groups, tmp_path / "f.png")
     figure = drawn[0]
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
     axes = figure.axes[0].get_window_extent()
     assert axes.width > 0.5 * figure.bbox.width and axes.x1 < legend.x0
     assert 0 <= legend.y0 and legend.y1 <= figure.bbox.height
-    comparison_figures.final_accuracy(groups, tmp_path / "f.png")
+    figures.final_accuracy(groups, tmp_path / "f.png")
     drawn[1].draw_without_rendering()  # it was saved with other dots per inch than its own
     boxes = [label.get_window_extent() for label in drawn[1].axes[0].get_yticklabels()]
     assert all(0 <= box.x0 for box in boxes)

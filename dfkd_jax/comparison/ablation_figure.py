@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from dfkd_jax.comparison import comparison_tables, run_folders
-from dfkd_jax.comparison.comparison_axes import (
+from dfkd_jax.comparison import run_folders, tables
+from dfkd_jax.comparison.axes import (
     Groups,
     Style,
     create_figure,
@@ -19,9 +19,9 @@ from dfkd_jax.comparison.comparison_axes import (
     say,
     styles_of,
 )
-from dfkd_jax.comparison.comparison_tables import Measure
 from dfkd_jax.comparison.run_folders import Run, method_label
 from dfkd_jax.comparison.statistics import mean_interval
+from dfkd_jax.comparison.tables import Measure
 from dfkd_jax.run.figures import panel, save
 
 LOG_RATIO = 10  # values that differ by more stand on a logarithmic scale
@@ -69,9 +69,7 @@ def ablation(groups: Groups, *paths: str | os.PathLike) -> None:
     for runs in groups.values():
         by_method.setdefault(method_label(runs[0].summary), []).extend(runs)
     styles = styles_of(by_method)
-    shown = comparison_tables.measures(
-        run_folders.quality(groups), run_folders.tested_split(groups)
-    )
+    shown = tables.measures(run_folders.quality(groups), run_folders.tested_split(groups))
     measures = {measure.key: measure for measure in shown}
     mean = measures[f"mean_{run_folders.quality(groups)}"]
     figure = create_figure(13, 4.2)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfkd_jax.comparison.comparison_axes import (
+from dfkd_jax.comparison.axes import (
     LINE_HEIGHT,
     Groups,
     Style,
