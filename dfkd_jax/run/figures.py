@@ -41,8 +41,8 @@ def learning_curve(
       history: one record per epoch: `epoch`, `student_accuracy` in percent, `acquisition_loss`,
         `retention_loss`, `generator_loss`, `gradient_alignment` in [-1, 1]. None or a missing key
         leaves a gap; a measure that no record has is said to be missing.
-      teacher_accuracy: percent; None of a run without data, where `generated_agreement` is drawn
-        in the place of the accuracy, with `generated_class_share`.
+      teacher_accuracy: percent; None: the run had no data. Then `generated_agreement` and
+        `generated_class_share` are drawn instead of the accuracy.
       path: the file, replaced atomically; its ending sets the format (.png, .pdf, .svg).
       split: what the accuracies were measured on, test or validation.
 

@@ -38,7 +38,7 @@ ABSENT = "–"
 
 
 def student_fields(data: bool) -> dict[str, str]:
-    """`STUDENT_FIELDS`; without data agreement and distance are in the place of the accuracy."""
+    """`STUDENT_FIELDS`; without data they give agreement and distance instead of the accuracy."""
     if data:
         return STUDENT_FIELDS
     others = {key: form for key, form in STUDENT_FIELDS.items() if key != "student_accuracy"}
