@@ -25,11 +25,11 @@ from dfkd_jax.cost.measure import CLOCKS, Program, epochs_and_steps, product_rat
 from dfkd_jax.cost.peer import PEERS, SAME_VALUE, Peer, describe
 from dfkd_jax.distillation.meta import VARIANTS
 from dfkd_jax.run import command_line
-from dfkd_jax.run import config as config_lib
 from dfkd_jax.run.command_line import CONFIG, WORKDIR, fail
-from dfkd_jax.run.config import UserError
 from dfkd_jax.run.gradients_flag import chosen_gradients, with_gradient
+from dfkd_jax.run.setup import parse
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.host_memory import keep_freed_memory
 
 ALL_GRADIENTS = ("none", "first_order", "exact", "exact_hvp")
@@ -267,7 +267,7 @@ def _checked(variants: Sequence[str]) -> ml_collections.ConfigDict:
     if wrong or not variants:
         given = repr(wrong[0]) if wrong else "empty"
         raise UserError(f"--gradients is {given}; allowed are {', '.join(VARIANTS)}.")
-    config_lib.check(CONFIG.value, reads_data=False)
+    parse(CONFIG.value, reads_data=False)
     return CONFIG.value
 
 

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 from absl import app, flags
@@ -18,18 +18,20 @@ from ml_collections import config_flags
 
 from dfkd_jax import report
 from dfkd_jax.comparison import run_folders
-from dfkd_jax.comparison.child_process import in_child, train_teacher
+from dfkd_jax.comparison.child_process import in_child
 from dfkd_jax.comparison.overall_progress import OverallProgress
 from dfkd_jax.data.data_specs import is_teacher
-from dfkd_jax.distillation.objectives import WITH_INNER_STEP
-from dfkd_jax.methods.presets import METHODS
+from dfkd_jax.distillation.objectives import INNER_VARIANTS, WITH_INNER_STEP
+from dfkd_jax.methods import table
+from dfkd_jax.methods.table import METHODS
 from dfkd_jax.run import command_line, train
-from dfkd_jax.run import config as config_lib
 from dfkd_jax.run.command_line import CONFIG, FLAG_ERRORS, WORKDIR, fail
-from dfkd_jax.run.config import UserError
 from dfkd_jax.run.gradients_flag import chosen_gradients
 from dfkd_jax.run.outputs import method_names
+from dfkd_jax.run.setup import parse
+from dfkd_jax.runtime import fields as fields_lib
 from dfkd_jax.runtime import folder_lock, results
+from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.stop import STOPPED, Stopped, stop_requests
 
 METHODS_FLAG = flags.DEFINE_list("methods", [], f"Methods: {', '.join(METHODS)}.")
@@ -49,6 +51,7 @@ class Combination(NamedTuple):
 
     label: str
     config: ml_collections.ConfigDict  # with the first seed
+    card: dict[str, Any]  # of the teacher, once there is one
 
 
 class Job(NamedTuple):
@@ -83,16 +86,16 @@ def combinations(
 
     Args:
       load: method and fields ↦ a fresh configuration.
-      methods: keys of `METHODS`.
-      gradients: keys of `config.INNER_VARIANTS`.
+      methods: as after the colon of --config.
+      gradients: of `objectives.INNER_VARIANTS`.
       workdir: of the comparison.
       varied: see `settings`; the fields are named in the label.
 
     Raises:
       UserError: an unknown or no method or gradient, or a field that cannot work.
     """
-    _check_names("--methods", methods, METHODS)
-    _check_names("--gradients", gradients, config_lib.INNER_VARIANTS)
+    _check_methods(methods)
+    _check_names("--gradients", gradients, INNER_VARIANTS)
     found: dict[str, Combination] = {}
 
     def loaded(method: str, fields: dict[str, str]) -> ml_collections.ConfigDict:
@@ -110,14 +113,14 @@ def combinations(
                 config.meta.variant = gradient
             if config.teacher.checkpoint is None:
                 _check_teacher_is_shared(fields)
-            config_lib.check(config)
+            setup = parse(config)
             if config.teacher.checkpoint is None:
                 config.teacher.checkpoint = str(workdir / "teacher")
                 if is_teacher(config.teacher.checkpoint):
-                    config_lib.check(config)
+                    setup = parse(config)
             label = run_folders.method_label(method_names(config))
-            label = " ".join([label, *(f"{f}={config_lib.get(config, f)}" for f in fields)])
-            found[label] = Combination(label, config)
+            label = " ".join([label, *(f"{f}={fields_lib.get(config, f)}" for f in fields)])
+            found[label] = Combination(label, config, setup.card)
     return list(found.values())
 
 
@@ -181,6 +184,17 @@ def _configurations() -> Callable[..., ml_collections.ConfigDict]:
     return command_line.configurations()
 
 
+def _check_methods(names: Sequence[str]) -> None:
+    if not names:
+        raise UserError(f"--methods is empty; allowed are {', '.join(METHODS)}.")
+    for name in names:
+        try:
+            table.find(name)
+        except UserError as error:
+            text = str(error).replace("The method after the colon of --config is", "--methods is")
+            raise UserError(text) from error
+
+
 def _check_names(flag: str, names: Sequence[str], allowed: Sequence[str]) -> None:
     wrong = [name for name in names if name not in allowed]
     if wrong or not names:
@@ -202,13 +216,13 @@ def plan(found: Sequence[Combination], seeds: int, workdir: Path) -> tuple[list[
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}; allowed is 1 or more.")
     jobs, finished = [], 0
-    for label, config in found:
+    for label, config, card in found:
         for seed in range(config.seed, config.seed + seeds):
             folder = workdir / "runs" / label.replace(" ", "_") / f"seed{seed}"
             # A job is pickled for its process, which no field that derives from another survives.
             own = config.copy_and_resolve_references()
             own.seed = seed
-            if run_folders.is_finished(own, folder):
+            if run_folders.is_finished(own, card, folder):
                 finished += 1
             else:
                 jobs.append(Job(label, own, folder))
@@ -268,7 +282,7 @@ def _obtain_teacher(
     own.teacher.checkpoint = None
     log = workdir / "teacher.log"
     print(f"Training the teacher that all runs share ({log}).", flush=True)
-    outcome = in_child(train_teacher, (own, workdir), log, stop_requested)
+    outcome = in_child(train.train_teacher, (own, workdir), log, stop_requested)
     if stop_requested():
         raise Stopped(f"{stop_requested()} came while training the teacher.")
     if outcome.stopped:

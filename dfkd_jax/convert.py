@@ -20,8 +20,8 @@ from dfkd_jax.interchange.torch_layouts import WrongWeights, from_torch
 from dfkd_jax.networks.classifiers import CLASSIFIERS, create_classifier
 from dfkd_jax.run import teacher
 from dfkd_jax.run.command_line import CONFIGURATIONS, create_parser, fail
-from dfkd_jax.run.config import UserError
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 
 
 class Description(NamedTuple):

@@ -26,9 +26,9 @@ from dfkd_jax.networks.own_module import is_own
 from dfkd_jax.run import command_line, student, teacher
 from dfkd_jax.run.checkpoint import DamagedCheckpoint
 from dfkd_jax.run.command_line import CONFIG, FLAG_ERRORS, fail, sentence
-from dfkd_jax.run.config import UserError
 from dfkd_jax.run.exported import Read, read_onnx, read_safetensors, read_stablehlo
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 
 flags.adopt_module_key_flags(command_line)
 OUTPUT = flags.DEFINE_string("output", None, "File of the result; evaluation.json beside TARGET.")

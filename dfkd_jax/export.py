@@ -29,9 +29,9 @@ from dfkd_jax.networks import convolution
 from dfkd_jax.networks.own_module import is_own
 from dfkd_jax.run.checkpoint import DamagedCheckpoint
 from dfkd_jax.run.command_line import create_parser, fail
-from dfkd_jax.run.config import UserError
 from dfkd_jax.run.student import Student, load_student, logits_of
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OPSET = 23  # of ONNX

@@ -10,10 +10,10 @@ from absl import app, flags, logging
 from dfkd_jax.run import command_line
 from dfkd_jax.run.checkpoint import DamagedCheckpoint, SaveFailed
 from dfkd_jax.run.command_line import CONFIG, WORKDIR, fail
-from dfkd_jax.run.config import UserError
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime import processes
 from dfkd_jax.runtime.compilation import keep_compiled_programs
+from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite
 from dfkd_jax.runtime.host_memory import keep_freed_memory
 from dfkd_jax.runtime.processes import LostProcess

@@ -14,21 +14,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-import ml_collections
-
-from dfkd_jax.data import data_specs
-from dfkd_jax.data import splits as data
-from dfkd_jax.networks.models import create_models
-from dfkd_jax.replay import schemes
-from dfkd_jax.run import teacher
-from dfkd_jax.run.accuracy import create_accuracy, put_batches
 from dfkd_jax.run.checkpoint import DamagedCheckpoint, SaveFailed
-from dfkd_jax.run.config import UserError
-from dfkd_jax.run.progress import default_console
-from dfkd_jax.runtime import devices as devices_lib
 from dfkd_jax.runtime.compilation import keep_compiled_programs
+from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.host_memory import keep_freed_memory
-from dfkd_jax.runtime.stop import Stopped, stop_requests
+from dfkd_jax.runtime.stop import Stopped
 
 POLL_SECONDS = 0.2
 
@@ -44,18 +34,6 @@ class Outcome(NamedTuple):
     finished: bool
     sentence: str = ""  # why not
     stopped: bool = False  # it was asked to stop, which is no failure
-
-
-def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
-    """Train the teacher of `config` in `workdir`/teacher, or go on with it; for `in_child`."""
-    spec = data_specs.spec(config)
-    load = data.loader(config, spec)
-    model = create_models(config, spec.image_shape, spec.num_classes).teacher
-    devices = devices_lib.choose(config.parallel, schemes.split_sizes(config))
-    with stop_requests() as stop_requested:
-        accuracy = create_accuracy(model, put_batches(load("test"), devices=devices), spec)
-        arguments = (config, model, spec, load, accuracy, Path(workdir), default_console())
-        teacher.obtain_teacher(*arguments, stop_requested, devices)
 
 
 def in_child(

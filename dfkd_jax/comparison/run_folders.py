@@ -10,11 +10,12 @@ import ml_collections
 from dfkd_jax.data import splits as data
 from dfkd_jax.distillation.meta import VARIANTS
 from dfkd_jax.distillation.objectives import OBJECTIVES
-from dfkd_jax.methods.presets import METHODS
-from dfkd_jax.run.config import FREE_FIELDS, UserError
+from dfkd_jax.methods.table import METHODS, RENAMED
+from dfkd_jax.run.config import FREE_FIELDS
 from dfkd_jax.run.resume import another_run, other_fields
 from dfkd_jax.run.student import TEACHER_COPY
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 
 FAILURE = "failure.json"  # in the folder of a run that ended with an error
 SCHEMES = {"memory_bank": "memory bank", "generative": "generative replay", "none": "no replay"}
@@ -53,11 +54,11 @@ def label(method: str, gradient: str | None, objective: str) -> str:
       gradient: a key of `VARIANTS`; None where the objective has no inner step.
       objective: a key of `OBJECTIVES`.
     """
-    preset = METHODS.get(method, {"objective": objective})
+    preset = _preset(method)
     parts = [method]
     if gradient is not None and (gradient, preset.get("meta.variant")) != ("detached", "detached"):
         parts.append(gradient)
-    if objective != preset["objective"]:
+    if objective != preset.get("objective", objective):
         parts.append(objective)
     return "_".join(parts)
 
@@ -85,7 +86,7 @@ def meaning(run: Run) -> str:
         words.append(OBJECTIVES.get(objective, str(objective)))
         if gradient is not None:
             words.append(f"its gradient {VARIANTS.get(gradient, gradient)}")
-    if any(field.startswith("loss.") for field in METHODS.get(method, {})):
+    if any(field.startswith("loss.") for field in _preset(method)):
         words.append(f"with the losses of {method}")
     return "; ".join(words)
 
@@ -126,8 +127,8 @@ def find(directories: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]
     return runs, notes + repeated + _differences(finished)
 
 
-def is_finished(config: ml_collections.ConfigDict, folder: Path) -> bool:
-    """Whether `folder` holds the finished run of `config`.
+def is_finished(config: ml_collections.ConfigDict, card: dict[str, Any], folder: Path) -> bool:
+    """Whether `folder` holds the finished run of `config`, whose teacher has this card.
 
     Raises:
       UserError: it holds a run of another configuration, or a damaged one.
@@ -136,7 +137,7 @@ def is_finished(config: ml_collections.ConfigDict, folder: Path) -> bool:
     try:
         if not path.exists():
             return False
-        found = other_fields(folder, config)
+        found = other_fields(folder, config, card)
     except (OSError, UserError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if found:
@@ -180,6 +181,11 @@ def is_joint(run: Run) -> bool:
     return run.summary.get("gradient") in (None, "detached")
 
 
+def _preset(method: str) -> Mapping[str, Any]:
+    """What makes a method what it is; of one that is not in the table nothing is known here."""
+    return METHODS[method].PRESETS[method] if method in METHODS else {}
+
+
 def _read(folder: Path) -> Run | str:
     """The run of a folder; a note if it is none."""
     finished = (folder / "summary.json").exists()
@@ -203,8 +209,10 @@ def _read(folder: Path) -> Run | str:
 def _today(names: dict[str, Any]) -> dict[str, Any]:
     """What names a run, in the words of this version.
 
-    Earlier ones had the objectives "paper" and "code", and a gradient for joint replay too.
+    Earlier ones had the objectives "paper" and "code", and a gradient for joint replay too; some
+    methods had other names.
     """
+    names = {**names, "method": RENAMED.get(names["method"], names["method"])}
     objective, gradient = names.get("objective", "paper"), names["gradient"]
     if objective not in ("paper", "code"):
         return names
@@ -308,7 +316,7 @@ def _differences(finished: list[Run]) -> list[str]:
     """What else than method, gradient and seed differs between the runs."""
     values: dict[str, dict[str, list[str]]] = {}
     for run in finished:
-        preset = METHODS.get(run.summary["method"], {})
+        preset = _preset(run.summary["method"])
         own = {f: v for f, v in compared_fields(run).items() if f not in preset or preset[f] != v}
         accuracy = run.summary.get("teacher_accuracy")
         own["the teacher's accuracy"] = "not measured" if accuracy is None else accuracy

@@ -1,11 +1,15 @@
 """CIFAR-10, ResNet-34 → ResNet-18."""
 
 from dfkd_jax.configs import cifar100
+from dfkd_jax.configs.default import set_fields
 
 
 def get_config(method: str = "lra-mb"):
     """As for CIFAR-100, with half the epochs."""
-    config = cifar100.get_config(method)
-    config.dataset.name = "cifar10"
-    config.epochs = 200
-    return config
+    return set_fields(
+        cifar100.get_config(method),
+        {
+            "dataset.name": "cifar10",
+            "epochs": 200,
+        },
+    )

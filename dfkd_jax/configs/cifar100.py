@@ -9,6 +9,4 @@ def get_config(method: str = "lra-mb"):
     The authors' code trains joint replay on twice the batch in half the steps: see
     `configs/cifar100_authors.py`.
     """
-    config = default.get_config(method)
-    config.dataset.name = "cifar100"
-    return config
+    return default.get_config(method)

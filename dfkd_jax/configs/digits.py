@@ -1,6 +1,7 @@
 """The 8×8 digits that scikit-learn embeds: a whole run in a minute, without a download."""
 
 from dfkd_jax.configs import default
+from dfkd_jax.configs.default import set_fields
 
 
 def get_config(method: str = "lra-mb"):
@@ -9,28 +10,27 @@ def get_config(method: str = "lra-mb"):
     The memory is young and broad: half a batch every fifth iteration, replayed mixed. Older and
     narrower ones cost accuracy here, where the generator's images improve all the time.
     """
-    config = default.get_config(method)
-    config.dataset.name = "digits"
-    config.epochs = 10
-    config.batch_size = 128
-    config.iterations_per_epoch = 20
-
-    config.teacher.model = "cnn"
-    config.teacher.epochs = 30
-    config.teacher.batch_size = 64
-    config.teacher.learning_rate = 0.05
-    config.teacher.augment = False
-
-    config.student.model = "cnn_half"
-    config.student.learning_rate = 0.05
-
-    config.generator.latent_dim = 64
-    config.generator.channels = (32, 16)
-    config.generator.learning_rate = 0.001
-
-    config.meta.inner_lr = 0.01
-    config.replay.entry_size = 64
-    config.replay.push_period = 5
-    config.replay.push_unit = "iteration"
-    config.replay.mix = True
-    return config
+    return set_fields(
+        default.get_config(method),
+        {
+            "dataset.name": "digits",
+            "epochs": 10,
+            "batch_size": 128,
+            "iterations_per_epoch": 20,
+            "teacher.model": "cnn",
+            "teacher.epochs": 30,
+            "teacher.batch_size": 64,
+            "teacher.learning_rate": 0.05,
+            "teacher.augment": False,
+            "student.model": "cnn_half",
+            "student.learning_rate": 0.05,
+            "generator.latent_dim": 64,
+            "generator.channels": (32, 16),
+            "generator.learning_rate": 0.001,
+            "meta.inner_lr": 0.01,
+            "replay.entry_size": 64,
+            "replay.push_period": 5,
+            "replay.push_unit": "iteration",
+            "replay.mix": True,
+        },
+    )

@@ -1,13 +1,17 @@
 """SVHN (cropped digits), ResNet-34 → ResNet-18."""
 
 from dfkd_jax.configs import cifar100
+from dfkd_jax.configs.default import set_fields
 
 
 def get_config(method: str = "lra-mb"):
     """As for CIFAR-100, with half the epochs; house numbers must not be flipped."""
-    config = cifar100.get_config(method)
-    config.dataset.name = "svhn"
-    config.epochs = 200
-    config.teacher.epochs = 60
-    config.teacher.augment = False
-    return config
+    return set_fields(
+        cifar100.get_config(method),
+        {
+            "dataset.name": "svhn",
+            "epochs": 200,
+            "teacher.epochs": 60,
+            "teacher.augment": False,
+        },
+    )

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dfkd_jax.data import data_specs
 from dfkd_jax.distillation import steps
-from dfkd_jax.distillation.algorithm import create_parts
 from dfkd_jax.distillation.epoch import create_epoch, observes_after
 from dfkd_jax.distillation.state import layout_of
+from dfkd_jax.run.setup import create_parts, parse
 from dfkd_jax.runtime.devices import WHOLE, Devices, mapped
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -45,18 +44,17 @@ class Program:
         self.name = name
         self.clock = clock
         self.config = config
-        spec = data_specs.spec(config)
-        parts = create_parts(config, spec.image_shape, spec.num_classes)
+        parts = create_parts(parse(config, reads_data=False))
         device = Devices.first()
         init = jax.jit(partial(steps.init, parts), out_shardings=device.shardings(WHOLE))
         self._state = init(jax.random.key(config.seed))
-        images = jnp.zeros((2, *spec.image_shape))
+        images = jnp.zeros((2, *parts.image_shape))
         self._teacher = jax.jit(lambda key: parts.teacher.init(key, images, train=False))(
             jax.random.key(config.teacher.seed)
         )
         self._observes_after = observes_after(parts)
-        layout = layout_of(parts.method.replay.layout)
-        self._epoch = create_epoch(config, parts, parts, mapped(device, (layout, WHOLE)))
+        layout, self._plan = layout_of(parts.method), parts.method.plan
+        self._epoch = create_epoch(config.loop, parts, parts, mapped(device, (layout, WHOLE)))
 
         def compiled(step: Callable[..., Any]) -> Any:
             with jax.default_matmul_precision(config.matmul_precision):
@@ -83,7 +81,7 @@ class Program:
         """Generator steps, student steps and what the replay observes among them; the seconds."""
 
         def work() -> None:
-            for _ in range(self.config.generator.steps):
+            for _ in range(self._plan.rounds * self._plan.updates):
                 self._run(self._update_step)
             for observes in self._observes_after:
                 self._run(self._student_step)

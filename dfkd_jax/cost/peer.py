@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from dfkd_jax.data import data_specs
-from dfkd_jax.run.config import UserError
+from dfkd_jax.runtime.errors import UserError
 
 PEERS = {"torch": "dfkd_jax.cost.torch_peer"}
 SAME_VALUE = {

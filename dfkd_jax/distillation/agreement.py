@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax import lax
 
 from dfkd_jax.distillation import steps
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.distillation.steps import Parts, Variables
 from dfkd_jax.losses.terms import l1_distance
+from dfkd_jax.replay.scheme import RetentionBatch
 from dfkd_jax.runtime.draw import stream
 
 Agreement = Callable[[DistillState, Variables], dict[str, jax.Array]]
@@ -43,10 +43,7 @@ def spread(images: jax.Array) -> jax.Array:
     return jnp.sum(distances) / (count * (count - 1))
 
 
-def create_agreement(
-    config: ml_collections.ConfigDict,
-    parts: Parts,
-) -> Agreement:
+def create_agreement(parts: Parts) -> Agreement:
     """(state, teacher variables) -> what they agree on now; pure, draws from a stream of its own.
 
     Student and teacher are in evaluation mode. The generated images are one batch that the
@@ -77,10 +74,12 @@ def create_agreement(
         fresh = steps.generated(parts, state, keys["generated"])
         sets = {"generated": (fresh, teacher(fresh).logits)}
         if replay.observed_images:
-            recalls = -(-config.batch_size // config.replay.entry_size)
-            recalled = jax.vmap(lambda key: replay.recall(state.replay, key, teacher))(
-                jax.random.split(keys["memory"], recalls)
-            )
+
+            def recall(key: jax.Array) -> RetentionBatch:
+                return replay.recall(state.replay, key, teacher)
+
+            recalls = -(-len(fresh) // len(jax.eval_shape(recall, keys["memory"]).images))
+            recalled = jax.vmap(recall)(jax.random.split(keys["memory"], recalls))
             both = (recalled.images, recalled.logits)
             sets["memory"] = tuple(part.reshape(-1, *part.shape[2:]) for part in both)
         images = jnp.concatenate([images for images, _ in sets.values()])

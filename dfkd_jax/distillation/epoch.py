@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+import numpy as np
 from jax import lax
 
 from dfkd_jax.distillation import steps
@@ -28,7 +28,7 @@ Step = Callable[[Carry, Any], Carry]
 
 
 def create_epoch(
-    config: ml_collections.ConfigDict,
+    loop: str,
     whole: Parts,
     parts: Parts,
     mapped: Mapped,
@@ -40,17 +40,15 @@ def create_epoch(
     nothing was measured, and what `finite_parts` says. Nothing is read back.
 
     Args:
-      config: of the run.
+      loop: one of `LOOPS`; auto is step on CPU, else scan.
       whole: the parts on whole arrays.
       parts: for one device's share of the batch; on one device the same.
       mapped: how they run on all devices, for a layout of `Carry`.
       shardings: of what every device holds whole.
     """
-    loop = config.loop
     if loop == "auto":
         loop = "step" if jax.default_backend() == "cpu" else "scan"
-    iterations = config.iterations_per_epoch
-    run = {"scan": _scanned, "step": _stepped}[loop](parts, iterations, mapped)
+    run = {"scan": _scanned, "step": _stepped}[loop](parts, mapped)
     nothing = jax.jit(partial(nothing_measured, whole), out_shardings=shardings)
     finish = jax.jit(lambda state, sums: averages(sums) | finite_parts(state, sums))
 
@@ -122,7 +120,7 @@ def observes_after(parts: Parts) -> tuple[bool, ...]:
     return parts.method.replay.observes_after or (False,) * parts.method.plan.student_steps
 
 
-def _scanned(parts: Parts, iterations: int, mapped: Mapped) -> Step:
+def _scanned(parts: Parts, mapped: Mapped) -> Step:
     plan = parts.method.plan
     step = _recorded_steps(parts)
     observes = jnp.asarray(observes_after(parts))
@@ -152,15 +150,23 @@ def _scanned(parts: Parts, iterations: int, mapped: Mapped) -> Step:
                 carry = a_round(jnp.zeros((), jnp.int32), carry)
             else:
                 carry = lax.fori_loop(0, plan.rounds, a_round, carry)
-            return lax.scan(student, carry, observes)
+            if not plan.warm_up:
+                return lax.scan(student, carry, observes)
+            return lax.cond(
+                # The updates of this iteration have counted already.
+                steps.iteration_of(parts, carry[0].updates) > plan.warm_up,
+                lambda carry: lax.scan(student, carry, observes)[0],
+                lambda carry: carry,
+                carry,
+            ), None
 
-        carry, _ = lax.scan(iteration, carry, None, length=iterations)
+        carry, _ = lax.scan(iteration, carry, None, length=parts.iterations_per_epoch)
         return carry
 
     return mapped.step(epoch)
 
 
-def _stepped(parts: Parts, iterations: int, mapped: Mapped) -> Step:
+def _stepped(parts: Parts, mapped: Mapped) -> Step:
     plan = parts.method.plan
     step = _recorded_steps(parts, mapped.step)
 
@@ -170,13 +176,17 @@ def _stepped(parts: Parts, iterations: int, mapped: Mapped) -> Step:
             if one is not None:
                 carry = mapped.settle(one(carry, teacher))
 
-        for _ in range(iterations):
+        first = 0
+        if plan.warm_up:  # an epoch's one read, of a value that is there when the epoch begins
+            updates = np.ravel(jax.device_get(carry[0].updates))[0]  # each device has its own copy
+            first = int(steps.iteration_of(parts, updates))
+        for iteration in range(first, first + parts.iterations_per_epoch):
             for _ in range(plan.rounds):
                 take(step.begin)
                 for _ in range(plan.updates):
                     take(step.update)
                 take(step.finish)
-            for due in observes_after(parts):
+            for due in observes_after(parts) if iteration >= plan.warm_up else ():
                 take(step.student)
                 take(step.observe if due else None)
         return carry

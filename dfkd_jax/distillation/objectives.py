@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from dfkd_jax.distillation.meta import cosine, meta_gradient
+from dfkd_jax.distillation.meta import VARIANTS, cosine, meta_gradient
 from dfkd_jax.runtime.axis import ONE, Axis
+from dfkd_jax.runtime.errors import UserError
+from dfkd_jax.runtime.fields import Field, at_least, one_of
 from dfkd_jax.runtime.metrics import Metrics, measured
 
 OBJECTIVES = {
@@ -32,6 +34,25 @@ OBJECTIVES = {
 }
 WITH_INNER_STEP = ("lra", "lra_concatenated")
 """The objectives for which config.meta says how θ' is reached and differentiated."""
+INNER_VARIANTS = [variant for variant in VARIANTS if variant != "none"]
+
+FIELDS = {
+    "objective": Field("lra", one_of(OBJECTIVES), "what the student descends"),
+    "retention_weight": Field(
+        1.0, at_least(0), "λ of L_ret; acquisition and the concatenated objective have none"
+    ),
+    "meta.variant": Field(
+        "exact", one_of(INNER_VARIANTS), "how the gradient of L_ret(θ') is taken, of lra objectives"
+    ),
+    "meta.inner_lr": Field(0.9, at_least(0), "α"),
+    "meta.inner_weight_decay": Field(
+        0.0, at_least(0), "of the inner step; the authors' code has 5e-4"
+    ),
+    "meta.inner_steps": Field(1, at_least(1), "gradient steps from θ to θ'"),
+    "meta.measure_alignment": Field(
+        True, None, "measure the cosine of ∇L_ret and ∇L_acq at θ, one more backward pass"
+    ),
+}
 
 
 class StudentLosses(NamedTuple):
@@ -65,7 +86,20 @@ def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Obj
     Args:
       config: of the run: objective, retention_weight and meta.
       axis: over which the batches are split. Losses are means over one device's share.
+
+    Raises:
+      UserError: fields that do not go together; one sentence.
     """
+    if config.objective in ("acquisition", "concatenated") and config.retention_weight != 1:
+        raise UserError(
+            f"config.retention_weight is {config.retention_weight} but config.objective is "
+            f"{config.objective!r}, which has no such weight; allowed is 1.0."
+        )
+    if config.meta.variant == "finite_difference" and config.compute_dtype != "float32":
+        raise UserError(
+            f"config.meta.variant is 'finite_difference' but config.compute_dtype is "
+            f"{config.compute_dtype!r}, whose differences are rounding alone; allowed is 'float32'."
+        )
     if config.objective == "acquisition":
         return partial(acquisition, axis=axis)
     if config.objective == "concatenated":

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 from flax import struct
 
+from dfkd_jax.distillation.roles import Method
 from dfkd_jax.networks.training import Network
 from dfkd_jax.replay.scheme import Batch
-from dfkd_jax.runtime.devices import WHOLE, Layout
+from dfkd_jax.runtime.devices import WHOLE
 
 
 @struct.dataclass
@@ -24,7 +25,8 @@ class DistillState:
     early: Batch  # generated after the first epoch, to measure what is forgotten since
 
 
-def layout_of(replay: Layout) -> DistillState:
-    """How the state is split over devices, given the layout of the replay state."""
+def layout_of(method: Method) -> DistillState:
+    """How the state of a method is split over devices."""
     split = {name: WHOLE for name in DistillState.__dataclass_fields__}
-    return DistillState(**{**split, "replay": replay, "recent": 0, "early": 0})
+    of_parts = {"synthesizer": method.synthesizer.layout, "replay": method.replay.layout}
+    return DistillState(**{**split, **of_parts, "recent": 0, "early": 0})

@@ -7,7 +7,7 @@
     observe step     the replay scheme learns from the last fresh batch
 
 Batch norm, decided once: the student runs in training mode (batch statistics), for the synthesizer
-too unless config.generator.student_mode says otherwise. The running statistics it keeps come from
+too unless `Synthesizer.student_mode` says otherwise. The running statistics it keeps come from
 the outer pass over θ: from x̂, or from [x̂; x̂_m] for the concatenated objectives. The pass at θ' and
 every other pass over the replayed batch, and the synthesizer's pass through the student, leave no
 trace in them. The teacher is in evaluation mode throughout.
@@ -53,8 +53,7 @@ class Parts(NamedTuple):
       axis: over which batches are split. Gradients and what is measured are those of the global
         batch, and z is drawn per global example.
       initialization: how the student's weights start, of `initialization.INITIALIZATIONS`.
-      student_mode: when the synthesizer looks at the student, see config.generator.student_mode.
-      iterations_per_epoch: for that mode.
+      iterations_per_epoch: of the run.
     """
 
     method: Method
@@ -66,7 +65,6 @@ class Parts(NamedTuple):
     image_shape: tuple[int, int, int]
     axis: Axis = ONE
     initialization: str = "source"
-    student_mode: str = "train"
     iterations_per_epoch: int = 1
 
 
@@ -109,8 +107,8 @@ def view(parts: Parts, state: DistillState, teacher_variables: Variables) -> Vie
 
 
 def _student_seen(parts: Parts, state: DistillState, images: jax.Array) -> jax.Array:
-    """S(x̂) in the mode of `parts.student_mode`; leaves no statistics."""
-    student = state.student
+    """S(x̂) in the mode of `Synthesizer.student_mode`; leaves no statistics."""
+    student, mode = state.student, parts.method.synthesizer.student_mode
 
     def training() -> jax.Array:
         return _student_logits(parts, student, student.params, images)[0]
@@ -119,12 +117,17 @@ def _student_seen(parts: Parts, state: DistillState, images: jax.Array) -> jax.A
         variables = {"params": student.params, "batch_stats": student.batch_stats}
         return parts.student.apply(variables, images, train=False)[0]
 
-    if parts.student_mode == "eval_after_test":
-        plan = parts.method.plan
-        iteration = state.updates // (plan.rounds * plan.updates)
+    if mode == "eval_after_test":
+        iteration = iteration_of(parts, state.updates)
         tested = (iteration > 0) & (iteration % parts.iterations_per_epoch == 0)
         return lax.cond(tested, evaluation, training)
-    return {"train": training, "eval": evaluation}[parts.student_mode]()
+    return {"train": training, "eval": evaluation}[mode]()
+
+
+def iteration_of(parts: Parts, updates: jax.Array) -> jax.Array:
+    """The iteration, from 0, that begins after so many updates of the synthesizer."""
+    plan = parts.method.plan
+    return updates // (plan.rounds * plan.updates)
 
 
 def _student_logits(
@@ -235,12 +238,12 @@ def observe_step(
     parts: Parts, state: DistillState, teacher_variables: Variables
 ) -> tuple[DistillState, Metrics]:
     """The replay scheme observes what the last student step kept for it."""
-    last = state.student_steps - 1
+    last, plan = state.student_steps - 1, parts.method.plan
     observed, metrics = parts.method.replay.observe(
         state.replay,
         state.recent,
         stream(state.key, "learn", last),
-        last // parts.method.plan.student_steps,
+        plan.warm_up + last // plan.student_steps,
         view(parts, state, teacher_variables).teacher,
     )
     return state.replace(replay=observed), metrics

@@ -158,6 +158,10 @@ class GeneratorLossWeights(NamedTuple):
     batch_norm: float = 0.0
 
 
+NEEDS = {"activation": "features", "batch_norm": "statistics"}
+"""What a term needs of the teacher beside its logits."""
+
+
 def generator_loss(
     teacher: jax.Array,
     features: jax.Array,

@@ -1,1 +1,1 @@
-"""The methods of the field."""
+"""The methods of the field: one file each, and `table`, which finds them by name."""

@@ -8,6 +8,17 @@ from jax.typing import DTypeLike
 
 from dfkd_jax.networks.layers import Conv, UpsampleConv, at_least_float32, batch_norm
 from dfkd_jax.runtime.errors import UserError
+from dfkd_jax.runtime.fields import Field, Rule, at_least
+
+FIELDS = {
+    "generator.latent_dim": Field(1000, at_least(1), "Z, the dimension of z"),
+    "generator.channels": Field(
+        (128, 64),
+        Rule(lambda c: len(c) == 2 and min(c) >= 1, "are two numbers of 1 or more"),
+        "of its two inner convolutions",
+    ),
+}
+"""Of every generator of a run, that of the generative memory too."""
 
 LEAKY_SLOPE = 0.2
 HIDDEN_EPSILON = 0.8  # The reference writes BatchNorm2d(128, 0.8), whose second argument is eps.

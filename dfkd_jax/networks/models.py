@@ -1,4 +1,4 @@
-"""The three networks of a run, made from its configuration."""
+"""Teacher and student of a run, made from its configuration."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
-from dfkd_jax.networks.classifiers import create_classifier
-from dfkd_jax.networks.generator import Generator
-from dfkd_jax.networks.own_module import check_axis
+from dfkd_jax.networks.classifiers import IMAGE_SIZES, create_classifier
+from dfkd_jax.networks.own_module import check_axis, check_call, is_own
+from dfkd_jax.runtime.axis import Axis
 from dfkd_jax.runtime.errors import UserError
 
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -16,52 +16,70 @@ COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 class Models(NamedTuple):
-    """The three networks. Classifiers: (x, train) -> (logits, features); generator: z -> x̂."""
+    """Two classifiers: (x, train) -> (logits, features)."""
 
     teacher: nn.Module
     student: nn.Module
-    generator: nn.Module
 
 
 def create_models(
-    config: ml_collections.ConfigDict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    axis_name: str | None = None,
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], num_classes: int
 ) -> Models:
-    """Teacher, student and generator as the configuration names them.
+    """Teacher and student as the configuration names them; touches no accelerator.
 
     Args:
       config: of the run.
       image_shape: (H, W, C).
-      num_classes: of teacher and student.
-      axis_name: the mapped axis over which batch statistics are averaged.
+      num_classes: of both.
 
     Raises:
-      UserError: a classifier cannot be made, or the student's batch statistics cannot be averaged
-        over that axis; names the field.
+      UserError: one cannot be made, or cannot take such images; names the field.
     """
-    dtype = COMPUTE_DTYPES[config.compute_dtype]
 
-    def classifier(role: str, axis_name: str | None) -> nn.Module:
-        name = config[role].model
+    def classifier(role: str) -> nn.Module:
+        name, dtype = config[role].model, COMPUTE_DTYPES[config.compute_dtype]
         try:
-            module = create_classifier(name, num_classes, axis_name=axis_name, dtype=dtype)
-            if axis_name is not None:
-                check_axis(module, name, image_shape)
+            module = create_classifier(name, num_classes, dtype=dtype)
+            if is_own(name):
+                check_call(module, name, image_shape, num_classes)
+            else:
+                _check_size(name, image_shape)
         except UserError as error:
             raise UserError(f"config.{role}.model: {error}") from error
         return module
 
-    return Models(
-        # In evaluation mode, so it averages no statistics over devices.
-        teacher=classifier("teacher", None),
-        student=classifier("student", axis_name),
-        generator=Generator(
-            image_shape,
-            tuple(config.generator.channels),
-            config.generator.spectral_norm,
-            axis_name=axis_name,
-            dtype=dtype,
-        ),
-    )
+    return Models(classifier("teacher"), classifier("student"))
+
+
+def on_axis(
+    student: nn.Module, name: str, image_shape: tuple[int, int, int], axis: Axis
+) -> nn.Module:
+    """The student with batch statistics that are averaged over the axis.
+
+    Args:
+      student: as from `create_models`.
+      name: of it, for messages.
+      image_shape: (H, W, C).
+      axis: over which batches are split; without a name the student is as it was.
+
+    Raises:
+      UserError: they cannot be averaged, see `check_axis`.
+    """
+    if axis.name is None:
+        return student
+    try:
+        check_axis(student, name, image_shape)
+    except UserError as error:
+        raise UserError(f"config.student.model: {error}") from error
+    return student.clone(axis_name=axis.name) if hasattr(student, "axis_name") else student
+
+
+def _check_size(name: str, image_shape: tuple[int, int, int]) -> None:
+    """By a table: tracing the network would start the accelerator."""
+    sizes = IMAGE_SIZES.get(name)
+    if sizes and image_shape[0] not in sizes:
+        allowed = " or ".join(f"{size}×{size}" for size in sizes)
+        raise UserError(
+            f"{name!r} cannot take {image_shape[0]}×{image_shape[1]}×{image_shape[2]} images; "
+            f"allowed are {allowed}."
+        )

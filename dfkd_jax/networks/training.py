@@ -29,9 +29,17 @@ def descend(
     )
 
 
-def student_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """SGD with momentum, or Adam; weight decay; cosine over the epochs to 0."""
-    rate = _cosine(config, "student", 0.0)
+def student_optimizer(
+    config: ml_collections.ConfigDict, warm_up: int = 0
+) -> optax.GradientTransformation:
+    """SGD with momentum, or Adam; weight decay; cosine to 0 over the epochs.
+
+    Args:
+      config: of the run.
+      warm_up: iterations at its start in which the student does not learn; the cosine goes over the
+        epochs after them.
+    """
+    rate = _cosine(config, "student", 0.0, config.epochs - warm_up // config.iterations_per_epoch)
     if config.student.optimizer == "adam":  # the decay decoupled, as of AdamW
         return optax.adamw(rate, weight_decay=config.student.weight_decay)
     return optax.chain(
@@ -44,11 +52,15 @@ def generator_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTran
     """Adam, its rate constant or a cosine over the epochs to generator.final_learning_rate."""
     final = config.generator.final_learning_rate
     constant = config.generator.learning_rate
-    return optax.adam(constant if final is None else _cosine(config, "generator", final))
+    if final is None:
+        return optax.adam(constant)
+    return optax.adam(_cosine(config, "generator", final, config.epochs))
 
 
-def _cosine(config: ml_collections.ConfigDict, name: str, final: float) -> optax.Schedule:
+def _cosine(
+    config: ml_collections.ConfigDict, name: str, final: float, epochs: int
+) -> optax.Schedule:
     """A network's learning rate by its step: constant within an epoch, `final` after the last."""
     initial, steps = config[name].learning_rate, config.iterations_per_epoch * config[name].steps
-    cosine = optax.cosine_decay_schedule(initial, config.epochs, alpha=final / initial)
+    cosine = optax.cosine_decay_schedule(initial, epochs, alpha=final / initial)
     return lambda step: cosine(step // steps)

@@ -23,6 +23,7 @@ from jax import lax
 
 from dfkd_jax.losses import batch_norm
 from dfkd_jax.losses import terms as losses
+from dfkd_jax.networks import generator as generator_lib
 from dfkd_jax.networks.encoder import Encoder
 from dfkd_jax.networks.generator import Generator
 from dfkd_jax.networks.models import COMPUTE_DTYPES
@@ -30,7 +31,32 @@ from dfkd_jax.replay.scheme import Batch, Replay, RetentionBatch, Teacher
 from dfkd_jax.runtime import draw
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.devices import WHOLE
+from dfkd_jax.runtime.errors import UserError
+from dfkd_jax.runtime.fields import Field, at_least, more_than
 from dfkd_jax.runtime.metrics import Metrics, measured
+
+FIELDS = {
+    **generator_lib.FIELDS,
+    "replay.observe_steps": Field(
+        4, at_least(1), "it learns after the first so many student steps of an iteration"
+    ),
+    "replay.vae_learning_rate": Field(
+        0.02 / 40, more_than(0), "of Adam, encoder and memory generator"
+    ),
+    "replay.kl_weight": Field(1e-5, at_least(0), "of the divergence of the latents from N(0, I)"),
+    "replay.recall_steps": Field(1, at_least(0), "Adam steps on the latents of a retention batch"),
+    "replay.recall_learning_rate": Field(0.02, more_than(0), "of these steps"),
+    "replay.recall_information_entropy": Field(5.0, at_least(0), "ie of the recall, Σ p̄ log10 p̄"),
+    "replay.recall_one_hot": Field(1.0, at_least(0), "oh of the recall, CE(T(x̂_m), argmax T(x̂_m))"),
+    # Habits of the authors' code, see docs/differences.md:
+    "replay.recall_running_statistics": Field(
+        False, None, "the student's recall uses running statistics"
+    ),
+    "replay.accumulate_recall_gradient": Field(
+        False, None, "the recall's gradient is added to the memory's next"
+    ),
+}
+"""It learns from config.batch_size // 2 images at a time."""
 
 
 @struct.dataclass
@@ -171,8 +197,21 @@ def create(
       num_classes: of the teacher.
       axis: over which batches are split; its size divides `config.replay.entry_size` and
         `config.batch_size // 2`.
+
+    Raises:
+      UserError: fields that do not go together; one sentence.
     """
     settings = config.replay
+    if settings.accumulate_recall_gradient and settings.recall_steps != 1:
+        raise UserError(
+            "config.replay.accumulate_recall_gradient is True but config.replay.recall_steps is "
+            f"{settings.recall_steps}; allowed is 1."
+        )
+    if settings.entry_size < 2:
+        raise UserError(
+            f"config.replay.entry_size is {settings.entry_size}; generative replay needs 2 or "
+            "more, for the variance over the recalled batch."
+        )
     latent_dim, channels = config.generator.latent_dim, tuple(config.generator.channels)
     common = {"axis_name": axis.name, "dtype": COMPUTE_DTYPES[config.compute_dtype]}
     encoder = Encoder(latent_dim, channels[::-1], **common)
@@ -325,12 +364,9 @@ def create(
         exhibit=exhibit,
         title="memory generator, recalled",
         layout=WHOLE,
+        # A device recalls its share of a retention batch and observes its share of half a batch.
+        split_sizes={
+            "replay.entry_size": settings.entry_size,
+            "batch_size // 2": config.batch_size // 2,
+        },
     )
-
-
-def split_sizes(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """A device recalls its share of a retention batch and observes its share of half a batch."""
-    return {
-        "replay.entry_size": config.replay.entry_size,
-        "batch_size // 2": config.batch_size // 2,
-    }

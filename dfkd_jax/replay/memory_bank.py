@@ -16,7 +16,19 @@ from dfkd_jax.replay.scheme import Batch, Replay, RetentionBatch, Teacher
 from dfkd_jax.runtime import draw
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.devices import WHOLE
+from dfkd_jax.runtime.fields import Field, at_least, one_of
 from dfkd_jax.runtime.metrics import Metrics
+
+FIELDS = {
+    "replay.capacity": Field(10, at_least(1), "entries of the memory bank"),
+    "replay.push_period": Field(
+        5, at_least(1), "a push at the end of the first unit, then of every so many-th"
+    ),
+    "replay.push_unit": Field("epoch", one_of(("epoch", "iteration")), "what the period counts"),
+    "replay.mix": Field(
+        False, None, "False: replay one stored entry; True: images of all entries, mixed"
+    ),
+}
 
 
 @struct.dataclass
@@ -197,9 +209,5 @@ def create(
         exhibit=exhibit,
         title="memory bank, newest first",
         layout=MemoryBank(images=1, logits=1, next=WHOLE, size=WHOLE),
+        split_sizes={"replay.entry_size": config.replay.entry_size},
     )
-
-
-def split_sizes(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """Every device keeps its share of an entry."""
-    return {"replay.entry_size": config.replay.entry_size}

@@ -10,7 +10,8 @@ device's share of the batch and of what the layout splits:
 The schemes are listed in `dfkd_jax.replay.schemes`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +52,8 @@ class Replay(NamedTuple):
     exhibit: Callable[[Any, int, jax.Array, Teacher], Batch]  # up to so many images, for figures
     title: str  # of that figure
     layout: Any  # how the state is split over devices, a layout of `dfkd_jax.runtime.devices`
+    # Sizes that the devices must divide, by the fields of the configuration that give them.
+    split_sizes: Mapping[str, int] = MappingProxyType({})
 
 
 def nothing(image_shape: tuple[int, int, int], num_classes: int) -> Replay:

@@ -2,8 +2,8 @@
 
 A new scheme is one new file and its line in `SCHEMES`. The file defines
 
+    FIELDS                                   its fields of the configuration
     create(config, image_shape, num_classes, axis) -> Replay
-    split_sizes(config) -> dict[str, int]    sizes, by their fields, that the devices must divide
 """
 
 from types import ModuleType
@@ -13,6 +13,8 @@ import ml_collections
 from dfkd_jax.replay import generative_replay, memory_bank
 from dfkd_jax.replay.scheme import Replay, nothing
 from dfkd_jax.runtime.axis import ONE, Axis
+from dfkd_jax.runtime.errors import UserError
+from dfkd_jax.runtime.fields import Default, Field, at_least, one_of
 
 SCHEMES: dict[str, ModuleType | None] = {
     "none": None,
@@ -20,6 +22,18 @@ SCHEMES: dict[str, ModuleType | None] = {
     "generative": generative_replay,
 }
 """config.replay.kind ↦ the module of the scheme; None where nothing is replayed."""
+
+FIELDS = {
+    "replay.kind": Field("memory_bank", one_of(SCHEMES), "the replay scheme"),
+    "replay.entry_size": Field(
+        Default(lambda config: config.get_oneway_ref("batch_size") // 8),
+        at_least(1),
+        "images of a retention batch, and of an entry of the memory bank",
+    ),
+    **memory_bank.FIELDS,
+    **generative_replay.FIELDS,
+}
+"""The fields of all schemes, so that any of them can be chosen for any method."""
 
 
 def create_replay(
@@ -36,17 +50,16 @@ def create_replay(
       image_shape: (H, W, C).
       num_classes: of the teacher.
       axis: over which batches are split.
+
+    Raises:
+      UserError: fields that do not go together; one sentence.
     """
     module = SCHEMES[config.replay.kind]
     if module is None:
         return nothing(image_shape, num_classes)
+    if config.replay.entry_size > config.batch_size:
+        raise UserError(
+            f"config.replay.entry_size is {config.replay.entry_size}; "
+            f"allowed is at most config.batch_size, {config.batch_size}."
+        )
     return module.create(config, image_shape, num_classes, axis)
-
-
-def split_sizes(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """Sizes that a run splits over its devices, by the fields of `config` that give them."""
-    sizes = {"batch_size": config.batch_size}
-    if config.teacher.checkpoint is None:
-        sizes["teacher.batch_size"] = config.teacher.batch_size
-    module = SCHEMES[config.replay.kind]
-    return sizes | (module.split_sizes(config) if module else {})

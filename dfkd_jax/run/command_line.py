@@ -11,7 +11,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dfkd_jax import configs
-from dfkd_jax.run.config import RENAMED, UserError, get
+from dfkd_jax.run.config import RENAMED
+from dfkd_jax.runtime.errors import UserError
+from dfkd_jax.runtime.fields import get
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration, a name or a file, and after a colon the method: digits:mb-dfkd."
@@ -75,7 +77,7 @@ def check_fields(arguments: Sequence[str]) -> None:
         if field == "meta.variant" and value == "none":
             raise ValueError(
                 "config.meta.variant is 'none'; joint replay is --config.objective=joint, and no "
-                "replay the method adversarial."
+                "replay the method no-replay."
             )
         if field == "method":
             raise ValueError(

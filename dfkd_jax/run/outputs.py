@@ -14,13 +14,13 @@ from rich.console import Console
 
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import DatasetSpec
-from dfkd_jax.distillation.algorithm import Algorithm
 from dfkd_jax.distillation.objectives import WITH_INNER_STEP
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.run import collapse, samples
 from dfkd_jax.run.figures import learning_curve
 from dfkd_jax.run.progress import summary_table
 from dfkd_jax.run.resume import Run
+from dfkd_jax.run.setup import Algorithm
 from dfkd_jax.runtime import processes, results
 
 # Of the last epoch, beside the measures of the paper.

@@ -13,11 +13,13 @@ import orbax.checkpoint as ocp
 from rich.console import Console
 
 from dfkd_jax.distillation.epoch import finite_parts
+from dfkd_jax.methods.table import RENAMED
 from dfkd_jax.run import checkpoint
 from dfkd_jax.run import config as config_lib
-from dfkd_jax.run.config import UserError
+from dfkd_jax.run.setup import Setup
 from dfkd_jax.run.student import is_teacher_of, keep_teacher_card
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite
 
 
@@ -30,7 +32,7 @@ class Run(NamedTuple):
     history: checkpoint.History
 
 
-def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def claim(setup: Setup, workdir: Path) -> None:
     """Write `config.json`, or compare with the one that is there; keep the card of a given teacher.
 
     Raises:
@@ -40,33 +42,41 @@ def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
     found = []
     try:
         if path.exists():
-            found = other_fields(workdir, config)
+            found = other_fields(workdir, setup.config, setup.card)
         else:
-            results.write_json(path, config_lib.to_dict(config))
+            results.write_json(path, config_lib.to_dict(setup.config))
         if not found:
-            keep_teacher_card(workdir, config)
+            keep_teacher_card(workdir, setup.config.teacher.checkpoint, setup.card)
     except (OSError, UserError) as error:
         raise UserError(f"--workdir {workdir} cannot be used: {error}") from error
     if found:
         raise UserError(another_run(workdir, found))
 
 
-def other_fields(workdir: Path, config: ml_collections.ConfigDict) -> list[str]:
+def other_fields(
+    workdir: Path, config: ml_collections.ConfigDict, card: dict[str, Any]
+) -> list[str]:
     """In what the run in a folder differs from `config`, as `config.differences` says it.
 
     Paths are compared by what they lead to: the teacher by its content, the student to start from
     by its folder.
 
+    Args:
+      workdir: the folder.
+      config: to go on with.
+      card: of its teacher, if one is given; else empty.
+
     Raises:
       OSError, UserError: `config.json` or a card cannot be read.
     """
     stored, current = results.read_json(workdir / "config.json"), config_lib.to_dict(config)
+    stored["method"] = RENAMED.get(stored.get("method"), stored.get("method"))
 
     def checkpoints(network: str) -> list[str | None]:
         return [c.get(network, {}).get("checkpoint") for c in (stored, current)]
 
     before, now = checkpoints("teacher")
-    same = is_teacher_of(workdir, before, now)
+    same = is_teacher_of(workdir, before, now, card)
     if same:
         current["teacher"]["checkpoint"] = before
     started, starts = checkpoints("student")

@@ -174,20 +174,22 @@ def read_config(folder: Path) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(results.read_json(path))
 
 
-def keep_teacher_card(folder: Path, config: ml_collections.ConfigDict) -> None:
-    """Copy the card of a given teacher to the run in `folder`, with where that teacher lies.
+def keep_teacher_card(folder: Path, directory: str | None, card: dict[str, Any]) -> None:
+    """Copy the card of the teacher given in `directory` to the run in `folder`, with where it lies.
 
     So the student stays readable when the teacher is moved, or when its relative path is read from
     another folder. A teacher that the run trains lies in the run's folder anyway.
     """
-    card, copy = data_specs.teacher_card(config), folder / TEACHER_COPY
+    copy = folder / TEACHER_COPY
     if card:
         kept = results.read_json(copy) if copy.is_file() else {}
-        where = Path(config.teacher.checkpoint).absolute()
+        where = Path(directory).absolute()
         results.write_json(copy, {**kept, "card": card, "folder": where})
 
 
-def is_teacher_of(folder: Path, stored: str | None, given: str | None) -> bool:
+def is_teacher_of(
+    folder: Path, stored: str | None, given: str | None, card: dict[str, Any]
+) -> bool:
     """Whether a run in `folder` that began with one teacher may go on with another path.
 
     A teacher is what its card and its weights say, wherever it lies. Weights are not read here but
@@ -197,8 +199,9 @@ def is_teacher_of(folder: Path, stored: str | None, given: str | None) -> bool:
       folder: of the run.
       stored: `config.teacher.checkpoint` that the run began with; None for one of its own.
       given: the one to go on with.
+      card: of that one; empty where there is none.
     """
-    copy, card = folder / TEACHER_COPY, {} if given is None else data_specs.card_in(given)
+    copy = folder / TEACHER_COPY
     if stored is None or not card or not copy.is_file():
         places = [Path(path or folder / "teacher").resolve() for path in (stored, given)]
         return places[0] == places[1]

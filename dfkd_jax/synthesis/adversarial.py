@@ -7,21 +7,53 @@ spectral norm move in updates only.
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from dfkd_jax.losses import terms as losses
+from dfkd_jax.networks import generator as generator_lib
+from dfkd_jax.networks.generator import Generator
+from dfkd_jax.networks.models import COMPUTE_DTYPES
 from dfkd_jax.networks.training import Network, descend, generator_optimizer
 from dfkd_jax.runtime import draw
 from dfkd_jax.runtime.axis import ONE, Axis
+from dfkd_jax.runtime.errors import UserError
+from dfkd_jax.runtime.fields import Field, at_least, more_than, one_of, or_none
 from dfkd_jax.runtime.metrics import Metrics, measured
-from dfkd_jax.synthesis.role import Drawn, Synthesizer, View
+from dfkd_jax.synthesis.role import STUDENT_MODES, Drawn, Synthesizer, View
+
+FIELDS = {
+    **generator_lib.FIELDS,
+    "generator.spectral_norm": Field(True, None, "convolution kernels over their spectral norm"),
+    "generator.learning_rate": Field(0.02, more_than(0), "of Adam"),
+    "generator.final_learning_rate": Field(
+        float, or_none(at_least(0)), "a cosine over the epochs to it; None: the rate is constant"
+    ),
+    "generator.steps": Field(1, at_least(1), "gen_iter: generator steps an iteration"),
+    "generator.student_mode": Field(
+        "train",
+        one_of(STUDENT_MODES),
+        "the student's when the generator looks at it, see `Synthesizer`",
+    ),
+    # Weights of the terms:
+    "loss.one_hot": Field(1.0, None, "oh, CE(T(x̂), argmax T(x̂))"),
+    "loss.information_entropy": Field(5.0, None, "ie, class balance Σ p̄ log p̄"),
+    "loss.entropy_logarithm": Field(
+        "log10", one_of(losses.LOGARITHMS), "of the class balance; or ln, as in DFQ"
+    ),
+    "loss.activation": Field(0.1, None, "a, −mean |f_T(x̂)|"),
+    "loss.adversarial": Field(1.0, None, "where student and teacher differ"),
+    "loss.adversarial_form": Field(
+        "js", one_of(losses.ADVERSARIAL), "1 − JS, l1: −mean |T − S|, kl: −KL(T ‖ S)"
+    ),
+    "loss.adversarial_temperature": Field(3.0, more_than(0), "τ of the js and kl forms"),
+    "loss.batch_norm": Field(0.0, None, "bn, distance to the teacher's running statistics"),
+}
 
 
 def create(
-    config: ml_collections.ConfigDict, generator: nn.Module, axis: Axis = ONE
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], axis: Axis = ONE
 ) -> Synthesizer:
     """The synthesizer of one configuration; its state is a `Network`.
 
@@ -29,9 +61,13 @@ def create(
 
     Args:
       config: of the run.
-      generator: z (B, Z) -> images (B, H, W, C); averages batch statistics over `axis`.
+      image_shape: (H, W, C).
       axis: over which the batch is split; its size divides it.
+
+    Raises:
+      UserError: the generator cannot make such images; one sentence.
     """
+    generator = create_generator(config, image_shape, axis)
     batch_size, latent_dim = config.batch_size // axis.size, config.generator.latent_dim
     optimizer = generator_optimizer(config)
     weights = losses.GeneratorLossWeights(
@@ -82,4 +118,24 @@ def create(
     def sample(network: Network, key: jax.Array) -> Drawn:
         return Drawn(generate(network, network.params, key, update_stats=False)[0])
 
-    return Synthesizer(init, update, sample)
+    needs = {need: f"loss.{name}" for name, need in losses.NEEDS.items() if config.loss[name]}
+    return Synthesizer(
+        init, update, sample, needs=needs, student_mode=config.generator.student_mode
+    )
+
+
+def create_generator(
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], axis: Axis = ONE
+) -> Generator:
+    """G: z (B, Z) -> images (B, H, W, C); averages batch statistics over `axis`."""
+    try:
+        generator_lib.base_size(image_shape)
+    except UserError as error:
+        raise UserError(f"config.dataset.image_size is {image_shape[0]}: {error}") from error
+    return Generator(
+        image_shape,
+        tuple(config.generator.channels),
+        config.generator.spectral_norm,
+        axis_name=axis.name,
+        dtype=COMPUTE_DTYPES[config.compute_dtype],
+    )

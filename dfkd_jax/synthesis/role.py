@@ -1,12 +1,16 @@
 """The role of a synthesizer: where images come from, as pure functions over a state of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 
 from dfkd_jax.losses.terms import LayerStatistics
+from dfkd_jax.runtime.devices import WHOLE, Layout
 from dfkd_jax.runtime.metrics import Metrics
+
+STUDENT_MODES = ("train", "eval", "eval_after_test")
 
 
 class Drawn(NamedTuple):
@@ -39,6 +43,14 @@ class Synthesizer(NamedTuple):
     update(state, view, key) -> (state, metrics)   one optimisation step
     sample(state, key) -> Drawn            a batch for the student, one device's share
     finish(state) -> state                 what outlives a round; None: all of it
+
+    Attributes:
+      needs: what an update needs of the teacher's `Seen` beside logits ("features", "statistics")
+        ↦ the field of the configuration that asks for it. A teacher that cannot give it is refused.
+      student_mode: how `View.student` shows the student: train, eval, or eval_after_test, which is
+        eval in an epoch's first iteration only, where the authors' code has just tested the
+        student.
+      layout: how the state is split over devices, a layout of `dfkd_jax.runtime.devices`.
     """
 
     init: Callable[[jax.Array], Any]
@@ -46,3 +58,6 @@ class Synthesizer(NamedTuple):
     sample: Callable[[Any, jax.Array], Drawn]
     begin: Callable[[Any, jax.Array], Any] | None = None
     finish: Callable[[Any], Any] | None = None
+    needs: Mapping[str, str] = MappingProxyType({})
+    student_mode: str = "train"
+    layout: Layout = WHOLE
