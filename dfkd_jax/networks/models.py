@@ -35,20 +35,28 @@ def create_models(
     Raises:
       UserError: one cannot be made, or cannot take such images; names the field.
     """
+    return Models(
+        *(named_classifier(role, config, image_shape, num_classes) for role in Models._fields)
+    )
 
-    def classifier(role: str) -> nn.Module:
-        name, dtype = config[role].model, COMPUTE_DTYPES[config.compute_dtype]
-        try:
-            module = create_classifier(name, num_classes, dtype=dtype)
-            if is_own(name):
-                check_call(module, name, image_shape, num_classes)
-            else:
-                _check_size(name, image_shape)
-        except UserError as error:
-            raise UserError(f"config.{role}.model: {error}") from error
-        return module
 
-    return Models(classifier("teacher"), classifier("student"))
+def named_classifier(
+    role: str,
+    config: ml_collections.ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> nn.Module:
+    """The teacher or the student alone, see `create_models`."""
+    name, dtype = config[role].model, COMPUTE_DTYPES[config.compute_dtype]
+    try:
+        module = create_classifier(name, num_classes, dtype=dtype)
+        if is_own(name):
+            check_call(module, name, image_shape, num_classes)
+        else:
+            _check_size(name, image_shape)
+    except UserError as error:
+        raise UserError(f"config.{role}.model: {error}") from error
+    return module
 
 
 def on_axis(

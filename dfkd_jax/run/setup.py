@@ -25,6 +25,7 @@ from dfkd_jax.distillation.steps import Parts
 from dfkd_jax.losses import batch_norm
 from dfkd_jax.losses import terms as losses
 from dfkd_jax.methods import table
+from dfkd_jax.networks.given import Classifier, has_features
 from dfkd_jax.networks.models import Models, create_models, on_axis
 from dfkd_jax.networks.training import student_optimizer
 from dfkd_jax.run import student
@@ -58,7 +59,7 @@ class Setup(NamedTuple):
     def split_sizes(self) -> dict[str, int]:
         """Sizes that are split over devices, by the fields of the configuration that give them."""
         sizes = {"batch_size": self.config.batch_size}
-        if self.config.teacher.checkpoint is None:
+        if self.config.teacher.checkpoint is None and self.spec.name != "none":
             sizes["teacher.batch_size"] = self.config.teacher.batch_size
         return {**sizes, **self.method.replay.split_sizes}
 
@@ -91,12 +92,24 @@ def parse(config: ml_collections.ConfigDict, *, reads_data: bool = True) -> Setu
         training = config.teacher.checkpoint is None or config.dataset.validation_size
         data.check_prepared(spec, config.dataset.data_dir, train=bool(training))
     models = create_models(config, spec.image_shape, spec.num_classes)
+    setup = assemble(config, spec, card, models)
+    _check_card(setup)
+    student.check_start(config, spec)
+    return setup
+
+
+def assemble(
+    config: ml_collections.ConfigDict, spec: DatasetSpec, card: dict[str, Any], models: Models
+) -> Setup:
+    """The setup of a checked configuration and what is known of its data, teacher and networks.
+
+    Raises:
+      UserError: method, objective, replay and teacher do not go together; one sentence.
+    """
     create_method = table.find(config.method).create
     method = create_method(config, spec.image_shape, spec.num_classes, ONE)
     setup = Setup(config, spec, card, models, create_method, method)
     _check_method(setup)
-    _check_card(setup)
-    student.check_start(config, spec)
     return setup
 
 
@@ -175,14 +188,30 @@ def _check_method(setup: Setup) -> None:
             f"{config.method!r} needs more than the {method.plan.warm_up} iterations that it "
             "warms up in."
         )
-    field = method.synthesizer.needs.get("statistics")
-    # A term that compares with running statistics would be 0 for a teacher that keeps none.
-    if field and not batch_norm.count(setup.models.teacher, setup.spec.image_shape):
-        raise UserError(
-            f"config.{field} is {fields.get(config, field)} but config.teacher.model "
-            f"{config.teacher.model!r} has no flax.linen.BatchNorm whose statistics to match; "
-            "allowed is 0.0."
-        )
+    _check_needs(setup)
+
+
+def _check_needs(setup: Setup) -> None:
+    """The teacher must give what the synthesizer needs; what is not there would be a term of 0."""
+    config, needs = setup.config, setup.method.synthesizer.needs
+    teacher, image_shape = setup.models.teacher, setup.spec.image_shape
+    lacking = {
+        "statistics": lambda: not batch_norm.count(teacher, image_shape),
+        # A classifier by name has features, which a trace would start the accelerator to see.
+        "features": lambda: (
+            isinstance(teacher, Classifier) and not has_features(teacher, image_shape)
+        ),
+    }
+    words = {
+        "statistics": "no flax.linen.BatchNorm whose statistics to match",
+        "features": "logits alone, no features",
+    }
+    for need, field in needs.items():
+        if lacking[need]():
+            raise UserError(
+                f"config.{field} is {fields.get(config, field)} but config.teacher.model "
+                f"{config.teacher.model!r} has {words[need]}; allowed is 0.0."
+            )
 
 
 def _check_teacher_given(config: ml_collections.ConfigDict) -> None:

@@ -183,7 +183,7 @@ def keep_teacher_card(folder: Path, directory: str | None, card: dict[str, Any])
     copy = folder / TEACHER_COPY
     if card:
         kept = results.read_json(copy) if copy.is_file() else {}
-        where = Path(directory).absolute()
+        where = None if directory is None else Path(directory).absolute()
         results.write_json(copy, {**kept, "card": card, "folder": where})
 
 
@@ -244,7 +244,7 @@ def teacher_of(
     if copy.is_file():
         kept = results.read_json(copy)
         # The same path may by now hold another teacher.
-        places = (Path(kept["folder"]), directory)
+        places = [Path(place) for place in (kept["folder"], directory) if place]
         there = [place for place in places if data_specs.card_in(place) == kept["card"]]
         return kept["card"], next(iter(there), None)
     if not data_specs.is_teacher(directory):

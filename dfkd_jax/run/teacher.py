@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from flax import struct, traverse_util
+from flax import struct
 from rich.console import Console
 
 from dfkd_jax.data.data_specs import CARD, is_teacher
@@ -66,8 +66,10 @@ def digest(variables: Variables) -> str:
     SHA-256 over the names of the arrays in their order, their types, shapes and bytes.
     """
     found = hashlib.sha256()
-    flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, variables), sep="/")
-    for name, array in sorted(flat.items()):
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    for name, leaf in sorted(named.items()):
+        array = np.asarray(leaf)
         found.update(f"{name} {array.dtype} {array.shape}\n".encode())
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -18,6 +18,7 @@ from rich.console import Console
 from dfkd_jax.data import splits as data
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.run import checkpoint, epochs
+from dfkd_jax.run.checkpoint import History
 from dfkd_jax.run.epochs import Distillation
 from dfkd_jax.run.outputs import Outputs
 from dfkd_jax.run.progress import Progress, default_console, student_fields
@@ -72,7 +73,38 @@ def run(
         distillation = epochs.prepare(setup, devices, workdir, console, stop_requested)
         check = partial(check_teacher, workdir, distillation.teacher_variables)
         processes.on_main(check, UserError)
-        return _distil(distillation, workdir, console, stop_requested)
+        start = epochs.starting(distillation)
+        return _distil(distillation, workdir, start, console, stop_requested).summary
+
+
+def in_folder(
+    distillation: Distillation,
+    workdir: Path,
+    start: Callable[[int], DistillState],
+    tell: Callable[[dict[str, Any], DistillState], None],
+) -> tuple[DistillState, History]:
+    """A distillation that is ready, in a folder as of `run`; says and draws nothing elsewhere.
+
+    Args:
+      distillation: to run, or to go on with.
+      workdir: its folder.
+      start: seed ↦ the state before the first epoch.
+      tell: called after every epoch with its record and the state.
+
+    Returns:
+      The state and the history after the last epoch.
+
+    Raises:
+      As `run`, but for Stopped: a signal acts as without this function.
+    """
+    console = Console(quiet=True)
+    with contextlib.ExitStack() as held:
+        processes.on_main(lambda: held.enter_context(only_user(workdir)), UserError)
+        processes.on_main(partial(claim, distillation.setup, workdir), UserError)
+        check = partial(check_teacher, workdir, distillation.teacher_variables)
+        processes.on_main(check, UserError)
+        done = _distil(distillation, workdir, start, console, lambda: None, tell=tell)
+        return done.state, done.history
 
 
 def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -87,16 +119,25 @@ def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> Non
         epochs.train_teacher(setup, devices, Path(workdir), default_console(), stop_requested)
 
 
+class _Finished(NamedTuple):
+    state: DistillState
+    history: History
+    summary: dict[str, Any]
+
+
 def _distil(
     distillation: Distillation,
     workdir: Path,
+    start: Callable[[int], DistillState],
     console: Console,
     stop_requested: Callable[[], str | None],
-) -> dict[str, Any]:
-    """The epochs that are left, each measured and recorded; the summary."""
+    *,
+    tell: Callable[[dict[str, Any], DistillState], None] = lambda record, state: None,
+) -> _Finished:
+    """The epochs that are left, each measured and recorded."""
     setup, teacher_accuracy = distillation.setup, distillation.teacher_accuracy
     config, num_classes = setup.config, setup.spec.num_classes
-    state, own = resume(config, workdir, epochs.starting(distillation), console)
+    state, own = resume(config, workdir, start, console)
     saved, student_steps = len(own.history), config.iterations_per_epoch * config.student.steps
     fields = student_fields(teacher_accuracy is not None)
     outputs = Outputs(own, teacher_accuracy)
@@ -119,6 +160,7 @@ def _distil(
                 checkpoint.save(own.manager, epoch, state, own.history)
                 saved = epoch
             outputs.record(record)
+            tell(record, state)
             progress.update({**record, "steps_per_second": student_steps / record["seconds"]})
             for kind, sentence in outputs.warnings(num_classes).items():
                 if kind not in said:
@@ -135,7 +177,8 @@ def _distil(
                 drawn = time.monotonic()
         _draw_figures(outputs, distillation, state)
     own.manager.close()
-    return outputs.summary(student_steps, num_classes, console)
+    summary = outputs.summary(student_steps, num_classes, console)
+    return _Finished(state, own.history, summary)
 
 
 def _opening(distillation: Distillation, saved: int) -> str:
