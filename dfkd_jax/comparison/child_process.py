@@ -54,8 +54,12 @@ def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> Non
     devices = devices_lib.choose(config.parallel, schemes.split_sizes(config))
     with stop_requests() as stop_requested:
         accuracy = create_accuracy(model, put_batches(load("test"), devices=devices), spec)
-        arguments = (config, model, spec, load, accuracy, Path(workdir), default_console())
-        teacher.obtain_teacher(*arguments, stop_requested, devices)
+        teacher.obtain_teacher(
+            *(config, model, spec, load, accuracy, Path(workdir)),
+            console=default_console(),
+            stop_requested=stop_requested,
+            devices=devices,
+        )
 
 
 def in_child(
