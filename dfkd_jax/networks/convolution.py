@@ -216,6 +216,7 @@ def convolution(
     rhs: jax.Array,
     window_strides: Sequence[int],
     padding: Padding,
+    *,
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,

@@ -55,6 +55,7 @@ def padded_conv(
     stride: int,
     dtype: DTypeLike | None,
     name: str,
+    *,
     groups: int = 1,
     kernel_init: Callable[..., jax.Array] = he_fan_out,
 ) -> nn.Module:

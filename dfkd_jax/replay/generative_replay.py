@@ -11,7 +11,8 @@ running statistics, not on those of its batch.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -175,6 +176,281 @@ def recall_latent(
     return latents
 
 
+class Scheme(NamedTuple):
+    """What stays the same during a run: the networks, their optimizer and the settings.
+
+    Attributes:
+      encoder: images ↦ (μ, log σ²) of the latent vector.
+      generator: the memory generator, latent vectors ↦ images.
+      optimizer: of both networks together.
+      latent_dim: Z.
+      num_classes: K, of the teacher.
+      recalled_images: m, how many one recall gives on one device.
+      kl_weight: of `vae_loss`.
+      recall_steps: Adam steps on the latent vectors of one recall.
+      recall_learning_rate: of that Adam.
+      information_entropy: ie of `recall_objective`.
+      one_hot: oh of `recall_objective`.
+      running_statistics: whether the student's recall runs on the running statistics.
+      accumulates: whether the recall's gradient is added to that of the autoencoder's loss.
+      axis: over which batches are split.
+    """
+
+    encoder: Encoder
+    generator: Generator
+    optimizer: optax.GradientTransformation
+    latent_dim: int
+    num_classes: int
+    recalled_images: int
+    kl_weight: float
+    recall_steps: int
+    recall_learning_rate: float
+    information_entropy: float
+    one_hot: float
+    running_statistics: bool
+    accumulates: bool
+    axis: Axis
+
+
+class Observed(NamedTuple):
+    """What one observation learns from: n current images and m recalled ones, in this order."""
+
+    original: Batch  # n + m of each
+    weights: jax.Array  # (n + m,): 1, and for recalled ones 0 while the memory knows nothing
+    noise: jax.Array  # (n + m, Z), ε of the latent vectors μ + σ ε
+
+
+def create_scheme(
+    config: ml_collections.ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    axis: Axis = ONE,
+) -> Scheme:
+    """The networks and settings of one configuration; for the arguments see `create`."""
+    settings = config.replay
+    latent_dim, channels = config.generator.latent_dim, tuple(config.generator.channels)
+    common = {"axis_name": axis.name, "dtype": COMPUTE_DTYPES[config.compute_dtype]}
+    return Scheme(
+        encoder=Encoder(latent_dim, channels[::-1], **common),
+        generator=Generator(image_shape, channels, spectral_norm=False, **common),
+        optimizer=optax.adam(settings.vae_learning_rate),
+        latent_dim=latent_dim,
+        num_classes=num_classes,
+        recalled_images=settings.entry_size // axis.size,
+        kl_weight=settings.kl_weight,
+        recall_steps=settings.recall_steps,
+        recall_learning_rate=settings.recall_learning_rate,
+        information_entropy=settings.recall_information_entropy,
+        one_hot=settings.recall_one_hot,
+        running_statistics=settings.recall_running_statistics,
+        accumulates=settings.accumulate_recall_gradient,
+        axis=axis,
+    )
+
+
+def init(scheme: Scheme, key: jax.Array) -> GenerativeMemory:
+    """A memory that has observed nothing."""
+    keys = {name: draw.stream(key, name) for name in ("encoder", "generator")}
+    images = jnp.zeros((2, *scheme.generator.image_shape))
+    variables = {
+        "encoder": scheme.encoder.init(keys["encoder"], images),
+        "generator": scheme.generator.init(keys["generator"], jnp.zeros((2, scheme.latent_dim))),
+    }
+    params = {name: value["params"] for name, value in variables.items()}
+    return GenerativeMemory(
+        params=params,
+        batch_stats={name: value["batch_stats"] for name, value in variables.items()},
+        opt_state=scheme.optimizer.init(params),
+        observations=jnp.zeros((), jnp.int32),
+    )
+
+
+def standard_normal(scheme: Scheme, key: jax.Array, count: int) -> jax.Array:
+    """`count` of N(0, I) for this device's examples, (count, Z)."""
+    return draw.normal(key, scheme.axis.first(count), count, scheme.latent_dim)
+
+
+def decoded(
+    scheme: Scheme, memory: GenerativeMemory, params: Any, latents: jax.Array, *, train: bool
+) -> jax.Array:
+    """What the memory generator makes of z, (m, Z) → (m, H, W, C).
+
+    Args:
+      scheme: of the scheme.
+      memory: whose running statistics count without `train`; they stay as they are.
+      params: of both networks, in place of those of `memory`.
+      latents: z.
+      train: whether batch norm takes the statistics of this batch.
+    """
+    variables = {"params": params["generator"], "batch_stats": memory.batch_stats["generator"]}
+    return scheme.generator.apply(variables, latents, train=train, update_stats=False)
+
+
+def recalled(
+    scheme: Scheme, memory: GenerativeMemory, key: jax.Array, teacher: Teacher, *, train: bool
+) -> RetentionBatch:
+    """Images of latent vectors that the teacher finds easy, without a gradient.
+
+    Args:
+      scheme: of the scheme.
+      memory: whose generator decodes; weight 0 before its first observation.
+      key: of the latent vectors that `recall_latent` starts from.
+      teacher: who judges.
+      train: whether batch norm takes the statistics of this batch, or running ones.
+    """
+
+    def images_of(latents: jax.Array) -> jax.Array:
+        return decoded(scheme, memory, memory.params, latents, train=train)
+
+    latents = recall_latent(
+        standard_normal(scheme, key, scheme.recalled_images),
+        lambda latents: teacher(images_of(latents))[0],
+        steps=scheme.recall_steps,
+        learning_rate=scheme.recall_learning_rate,
+        information_entropy=scheme.information_entropy,
+        one_hot=scheme.one_hot,
+        axis=scheme.axis,
+    )
+    images = lax.stop_gradient(images_of(latents))
+    logits = lax.stop_gradient(teacher(images)[0])
+    weight = (memory.observations > 0).astype(images.dtype)
+    return RetentionBatch(images, logits, weight)
+
+
+def recall(
+    scheme: Scheme, memory: GenerativeMemory, key: jax.Array, teacher: Teacher
+) -> RetentionBatch:
+    """The retention batch of the student."""
+    return recalled(scheme, memory, key, teacher, train=not scheme.running_statistics)
+
+
+def recall_gradient(
+    scheme: Scheme, memory: GenerativeMemory, key: jax.Array, teacher: Teacher
+) -> Any:
+    """∇ of the recall objective, where its one step starts, by the memory's parameters."""
+    latents = standard_normal(scheme, key, scheme.recalled_images)
+
+    def objective(params: dict[str, Any]) -> jax.Array:
+        images = decoded(scheme, memory, params, latents, train=True)
+        return recall_objective(
+            latents,
+            teacher(images)[0],
+            information_entropy=scheme.information_entropy,
+            one_hot=scheme.one_hot,
+            axis=scheme.axis,
+        )
+
+    return jax.grad(objective)(memory.params)
+
+
+def observed(
+    scheme: Scheme, batch: Batch, own: RetentionBatch, knows: jax.Array, key: jax.Array
+) -> Observed:
+    """Put current and recalled images together, and draw the noise of their latent vectors.
+
+    Args:
+      scheme: of the scheme.
+      batch: n current images.
+      own: m images that the memory has recalled.
+      knows: (), the weight of those.
+      key: of the observation.
+    """
+    parts = (batch, Batch(own.images, own.logits))
+    counts = [part.images.shape[0] for part in parts]
+    keys = [draw.stream(key, name) for name in ("noise_of_current", "noise_of_recalled")]
+    return Observed(
+        original=jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts),
+        weights=jnp.concatenate(
+            [jnp.ones(counts[0], knows.dtype), jnp.broadcast_to(knows, counts[1:])]
+        ),
+        noise=jnp.concatenate(
+            [standard_normal(scheme, k, n) for k, n in zip(keys, counts, strict=True)]
+        ),
+    )
+
+
+def loss(
+    scheme: Scheme, params: Any, batch_stats: Any, examples: Observed, teacher: Teacher
+) -> tuple[jax.Array, dict[str, Any]]:
+    """`vae_loss` of what the networks make of the examples, and their moved running statistics.
+
+    An example of weight 0 counts neither in the loss nor in the statistics of the batch.
+    """
+    original, weights, noise = examples
+    variables = {
+        name: {"params": params[name], "batch_stats": batch_stats[name]}
+        for name in ("encoder", "generator")
+    }
+    with batch_norm.masked(weights > 0):
+        (mean, log_variance), encoder_updates = scheme.encoder.apply(
+            variables["encoder"], original.images, mutable=["batch_stats"]
+        )
+        images, generator_updates = scheme.generator.apply(
+            variables["generator"],
+            mean + jnp.exp(log_variance / 2) * noise,
+            mutable=["batch_stats"],
+        )
+    value = vae_loss(
+        original,
+        Batch(images, teacher(images)[0]),
+        mean,
+        log_variance,
+        kl_weight=scheme.kl_weight,
+        example_weights=weights,
+        axis=scheme.axis,
+    )
+    return value, {
+        "encoder": encoder_updates["batch_stats"],
+        "generator": generator_updates["batch_stats"],
+    }
+
+
+def observe(
+    scheme: Scheme,
+    memory: GenerativeMemory,
+    batch: Batch,
+    key: jax.Array,
+    iteration: jax.Array,
+    teacher: Teacher,
+) -> tuple[GenerativeMemory, Metrics]:
+    """One Adam step of both networks on current and recalled images."""
+    recall_key = draw.stream(key, "recall")
+    own = recalled(scheme, memory, recall_key, teacher, train=True)
+    knows = jnp.where(iteration > 0, own.weight, 0)
+    examples = observed(scheme, batch, own, knows, key)
+    (value, batch_stats), gradient = jax.value_and_grad(loss, argnums=1, has_aux=True)(
+        scheme, memory.params, memory.batch_stats, examples, teacher
+    )
+    if scheme.accumulates:
+        left = recall_gradient(scheme, memory, recall_key, teacher)
+        gradient = jax.tree.map(lambda g, more: g + knows * more, gradient, left)
+    gradient = scheme.axis.mean(gradient)
+    updates, opt_state = scheme.optimizer.update(gradient, memory.opt_state)
+    learned = GenerativeMemory(
+        params=optax.apply_updates(memory.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        observations=memory.observations + 1,
+    )
+    return learned, {"memory_loss": measured(value)}
+
+
+def exhibit(
+    scheme: Scheme, memory: GenerativeMemory, count: int, key: jax.Array, teacher: Teacher
+) -> Batch:
+    """Recall `count` images, none before the first observation; for figures."""
+    rounds = -(-count // scheme.recalled_images) if memory.observations > 0 else 0
+    compiled = jax.jit(lambda memory, key: recall(scheme, memory, key, teacher))
+    recalls = [compiled(memory, draw.stream(key, "exhibit", i)) for i in range(rounds)]
+    if not recalls:
+        images = jnp.zeros((0, *scheme.generator.image_shape))
+        return Batch(images, jnp.zeros((0, scheme.num_classes)))
+    return Batch(
+        jnp.concatenate([one.images for one in recalls])[:count],
+        jnp.concatenate([one.logits for one in recalls])[:count],
+    )
+
+
 def create(
     config: ml_collections.ConfigDict,
     image_shape: tuple[int, int, int],
@@ -212,156 +488,15 @@ def create(
             f"config.replay.entry_size is {settings.entry_size}; generative replay needs 2 or "
             "more, for the variance over the recalled batch."
         )
-    latent_dim, channels = config.generator.latent_dim, tuple(config.generator.channels)
-    common = {"axis_name": axis.name, "dtype": COMPUTE_DTYPES[config.compute_dtype]}
-    encoder = Encoder(latent_dim, channels[::-1], **common)
-    generator = Generator(image_shape, channels, spectral_norm=False, **common)
-    optimizer = optax.adam(settings.vae_learning_rate)
-    recalled_images = settings.entry_size // axis.size
-
-    def normal(key: jax.Array, count: int) -> jax.Array:
-        return draw.normal(key, axis.first(count), count, latent_dim)
-
-    def init(key: jax.Array) -> GenerativeMemory:
-        keys = {name: draw.stream(key, name) for name in ("encoder", "generator")}
-        variables = {
-            "encoder": encoder.init(keys["encoder"], jnp.zeros((2, *image_shape))),
-            "generator": generator.init(keys["generator"], jnp.zeros((2, latent_dim))),
-        }
-        params = {name: value["params"] for name, value in variables.items()}
-        return GenerativeMemory(
-            params=params,
-            batch_stats={name: value["batch_stats"] for name, value in variables.items()},
-            opt_state=optimizer.init(params),
-            observations=jnp.zeros((), jnp.int32),
-        )
-
-    def variables_of(memory: GenerativeMemory, params: dict, name: str) -> dict[str, Any]:
-        return {"params": params[name], "batch_stats": memory.batch_stats[name]}
-
-    objective = {
-        "information_entropy": settings.recall_information_entropy,
-        "one_hot": settings.recall_one_hot,
-        "axis": axis,
-    }
-
-    def decoded(
-        memory: GenerativeMemory, params: dict, latents: jax.Array, train: bool
-    ) -> jax.Array:
-        """What the memory generator makes of z, on statistics of this batch or running ones."""
-        variables = variables_of(memory, params, "generator")
-        return generator.apply(variables, latents, train=train, update_stats=False)
-
-    def recall(memory: GenerativeMemory, key: jax.Array, teacher: Teacher) -> RetentionBatch:
-        """The student's."""
-        return recalled(memory, key, teacher, train=not settings.recall_running_statistics)
-
-    def recalled(
-        memory: GenerativeMemory, key: jax.Array, teacher: Teacher, train: bool
-    ) -> RetentionBatch:
-        def images_of(latents: jax.Array) -> jax.Array:
-            return decoded(memory, memory.params, latents, train)
-
-        latents = recall_latent(
-            normal(key, recalled_images),
-            lambda latents: teacher(images_of(latents))[0],
-            steps=settings.recall_steps,
-            learning_rate=settings.recall_learning_rate,
-            **objective,
-        )
-        images = lax.stop_gradient(images_of(latents))
-        logits = lax.stop_gradient(teacher(images)[0])
-        weight = (memory.observations > 0).astype(images.dtype)
-        return RetentionBatch(images, logits, weight)
-
-    def recall_gradient(memory: GenerativeMemory, key: jax.Array, teacher: Teacher) -> Any:
-        """∇ of the recall objective, where its one step starts, by the memory's parameters."""
-        latents = normal(key, recalled_images)
-
-        def loss(params: dict[str, Any]) -> jax.Array:
-            images = decoded(memory, params, latents, train=True)
-            return recall_objective(latents, teacher(images)[0], **objective)
-
-        return jax.grad(loss)(memory.params)
-
-    def observe(
-        memory: GenerativeMemory,
-        batch: Batch,
-        key: jax.Array,
-        iteration: jax.Array,
-        teacher: Teacher,
-    ) -> tuple[GenerativeMemory, Metrics]:
-        recall_key = draw.stream(key, "recall")
-        own = recalled(memory, recall_key, teacher, train=True)
-        parts = (batch, Batch(own.images, own.logits))
-        original = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-        counts = [part.images.shape[0] for part in parts]
-        knows = jnp.where(iteration > 0, own.weight, 0)
-        weights = jnp.concatenate(
-            [jnp.ones(counts[0], knows.dtype), jnp.broadcast_to(knows, counts[1:])]
-        )
-        keys = [draw.stream(key, name) for name in ("noise_of_current", "noise_of_recalled")]
-        noise = jnp.concatenate([normal(k, n) for k, n in zip(keys, counts, strict=True)])
-
-        def loss(params: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
-            with batch_norm.masked(weights > 0):
-                (mean, log_variance), encoder_updates = encoder.apply(
-                    variables_of(memory, params, "encoder"),
-                    original.images,
-                    mutable=["batch_stats"],
-                )
-                images, generator_updates = generator.apply(
-                    variables_of(memory, params, "generator"),
-                    mean + jnp.exp(log_variance / 2) * noise,
-                    mutable=["batch_stats"],
-                )
-            value = vae_loss(
-                original,
-                Batch(images, teacher(images)[0]),
-                mean,
-                log_variance,
-                kl_weight=settings.kl_weight,
-                example_weights=weights,
-                axis=axis,
-            )
-            return value, {
-                "encoder": encoder_updates["batch_stats"],
-                "generator": generator_updates["batch_stats"],
-            }
-
-        (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(memory.params)
-        if settings.accumulate_recall_gradient:
-            left = recall_gradient(memory, recall_key, teacher)
-            gradient = jax.tree.map(lambda g, more: g + knows * more, gradient, left)
-        gradient = axis.mean(gradient)
-        updates, opt_state = optimizer.update(gradient, memory.opt_state)
-        learned = GenerativeMemory(
-            params=optax.apply_updates(memory.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            observations=memory.observations + 1,
-        )
-        return learned, {"memory_loss": measured(value)}
-
-    def exhibit(memory: GenerativeMemory, count: int, key: jax.Array, teacher: Teacher) -> Batch:
-        rounds = -(-count // recalled_images) if memory.observations > 0 else 0
-        compiled = jax.jit(lambda memory, key: recall(memory, key, teacher))
-        recalls = [compiled(memory, draw.stream(key, "exhibit", i)) for i in range(rounds)]
-        if not recalls:
-            return Batch(jnp.zeros((0, *image_shape)), jnp.zeros((0, num_classes)))
-        return Batch(
-            jnp.concatenate([one.images for one in recalls])[:count],
-            jnp.concatenate([one.logits for one in recalls])[:count],
-        )
-
+    scheme = create_scheme(config, image_shape, num_classes, axis)
     observing = min(settings.observe_steps, config.student.steps)
     return Replay(
-        init,
-        observe,
-        recall,
+        partial(init, scheme),
+        partial(observe, scheme),
+        partial(recall, scheme),
         observes_after=(True,) * observing + (False,) * (config.student.steps - observing),
         observed_images=config.batch_size // 2 // axis.size,
-        exhibit=exhibit,
+        exhibit=partial(exhibit, scheme),
         title="memory generator, recalled",
         layout=WHOLE,
         # A device recalls its share of a retention batch and observes its share of half a batch.

@@ -137,6 +137,115 @@ def augment(key: jax.Array, images: jax.Array, flip: bool, pad: int = 4) -> jax.
     return jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
 
 
+class Recipe(NamedTuple):
+    """What stays the same during a training: the network, its optimizer and how it sees images."""
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    spec: DatasetSpec
+    devices: Devices
+    augment: bool
+    examples: int  # training images
+    batch_size: int
+    steps_per_epoch: int
+
+
+def create_recipe(
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    count: int,
+    spec: DatasetSpec,
+    devices: Devices,
+) -> Recipe:
+    """SGD with momentum, weight decay and a learning rate that falls as a cosine.
+
+    Args:
+      config: of the teacher.
+      model: to train.
+      count: of training images.
+      spec: of their data set.
+      devices: their number divides the size of a batch, which is made smaller for it.
+    """
+    batch_size = min(config.batch_size, count) // devices.count * devices.count
+    steps_per_epoch = count // batch_size
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps_per_epoch)
+    optimizer = optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, momentum=0.9, nesterov=True),
+    )
+    return Recipe(
+        model=model,
+        optimizer=optimizer,
+        spec=spec,
+        devices=devices,
+        augment=config.augment,
+        examples=count,
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def init(recipe: Recipe, seed: int) -> TrainState:
+    """The state before the first step."""
+    key = jax.random.key(seed)
+    images = jnp.zeros((2, *recipe.spec.image_shape))
+    variables = recipe.model.init(stream(key, "init"), images, train=True)
+    return TrainState(
+        key=key,
+        step=jnp.zeros((), jnp.int32),
+        order=jnp.arange(recipe.examples, dtype=jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=recipe.optimizer.init(variables["params"]),
+        loss=jnp.zeros(()),
+    )
+
+
+def shuffle(recipe: Recipe, state: TrainState) -> TrainState:
+    """Begin an epoch: a new order of the images, and no loss so far."""
+    key = stream(state.key, "order", state.step)
+    order = jax.random.permutation(key, recipe.examples).astype(jnp.int32)
+    return state.replace(order=order, loss=jnp.zeros(()))
+
+
+def train_step(
+    recipe: Recipe, state: TrainState, images: jax.Array, labels: jax.Array
+) -> TrainState:
+    """One step of SGD down the cross-entropy of the next batch in the epoch's order.
+
+    Args:
+      recipe: of the training.
+      state: before the step.
+      images: all of them, uint8 (N, H, W, C). labels: theirs, int32 (N,).
+    """
+    first = (state.step % recipe.steps_per_epoch) * recipe.batch_size
+    chosen = jax.lax.dynamic_slice_in_dim(state.order, first, recipe.batch_size)
+    batch, targets = recipe.devices.split((images[chosen], labels[chosen]))
+    if recipe.augment:
+        key = stream(state.key, "augment", state.step)
+        batch = augment(key, batch, recipe.spec.flip)
+
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        (logits, _), updated = recipe.model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            normalize(batch, recipe.spec.mean, recipe.spec.std),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        value = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return jnp.mean(value), updated.get("batch_stats", {})
+
+    (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
+    return state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        loss=state.loss + value,
+    )
+
+
 def create_training(
     config: ml_collections.ConfigDict,
     model: nn.Module,
@@ -150,75 +259,20 @@ def create_training(
     of every batch; batch statistics are global.
     """
     devices = devices or Devices.first()
-    count = len(train.labels)
-    batch_size = min(config.batch_size, count) // devices.count * devices.count
-    steps_per_epoch = count // batch_size
-    schedule = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps_per_epoch)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, momentum=0.9, nesterov=True),
-    )
+    recipe = create_recipe(config, model, len(train.labels), spec, devices)
     data = devices.put((train.images, train.labels))
-
-    def init(seed: int) -> TrainState:
-        key = jax.random.key(seed)
-        images = jnp.zeros((2, *spec.image_shape))
-        variables = model.init(stream(key, "init"), images, train=True)
-        return TrainState(
-            key=key,
-            step=jnp.zeros((), jnp.int32),
-            order=jnp.arange(count, dtype=jnp.int32),
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(variables["params"]),
-            loss=jnp.zeros(()),
-        )
-
-    def shuffle(state: TrainState) -> TrainState:
-        key = stream(state.key, "order", state.step)
-        order = jax.random.permutation(key, count).astype(jnp.int32)
-        return state.replace(order=order, loss=jnp.zeros(()))
-
-    def step(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
-        first = (state.step % steps_per_epoch) * batch_size
-        chosen = jax.lax.dynamic_slice_in_dim(state.order, first, batch_size)
-        batch, targets = devices.split((images[chosen], labels[chosen]))
-        if config.augment:
-            key = stream(state.key, "augment", state.step)
-            batch = augment(key, batch, spec.flip)
-
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            (logits, _), updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                normalize(batch, spec.mean, spec.std),
-                train=True,
-                mutable=["batch_stats"],
-            )
-            value = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-            return jnp.mean(value), updated.get("batch_stats", {})
-
-        (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        return state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            loss=state.loss + value,
-        )
-
-    compile = partial(jax.jit, out_shardings=devices.shardings(WHOLE))
-    init = compile(init, compiler_options=rarely_run())
-    shuffle = compile(shuffle, donate_argnums=0, compiler_options=rarely_run())
-    step = compile(step, donate_argnums=0)
+    compiled = partial(jax.jit, out_shardings=devices.shardings(WHOLE))
+    start = compiled(partial(init, recipe), compiler_options=rarely_run())
+    begin = compiled(partial(shuffle, recipe), donate_argnums=0, compiler_options=rarely_run())
+    advance = compiled(partial(train_step, recipe), donate_argnums=0)
 
     def epoch(state: TrainState) -> TrainState:
-        state = shuffle(state)
-        for _ in range(steps_per_epoch):
-            state = step(state, *data)
+        state = begin(state)
+        for _ in range(recipe.steps_per_epoch):
+            state = advance(state, *data)
         return state
 
-    return Training(init, epoch, steps_per_epoch)
+    return Training(start, epoch, recipe.steps_per_epoch)
 
 
 def train_teacher(
@@ -228,8 +282,8 @@ def train_teacher(
     spec: DatasetSpec,
     accuracy: Accuracy,
     directory: Path,
-    devices: Devices,
     *,
+    devices: Devices,
     report: Callable[[dict[str, Any]], None],
     log: Callable[[str], None],
     stop_requested: Callable[[], str | None],
@@ -295,6 +349,7 @@ def obtain_teacher(
     load: Callable[[str], Split],
     accuracy: Accuracy,
     workdir: Path,
+    *,
     console: Console,
     stop_requested: Callable[[], str | None],
     devices: Devices | None = None,
@@ -322,7 +377,7 @@ def obtain_teacher(
                 spec,
                 accuracy,
                 directory,
-                devices,
+                devices=devices,
                 report=progress.update,
                 log=progress.log,
                 stop_requested=stop_requested,
