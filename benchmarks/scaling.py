@@ -21,15 +21,14 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
-from dfkd_jax.data import data_specs
 from dfkd_jax.distillation import steps
-from dfkd_jax.distillation.algorithm import create_parts
 from dfkd_jax.distillation.epoch import nothing_measured, recorded
 from dfkd_jax.distillation.state import layout_of
 from dfkd_jax.networks import convolution
 from dfkd_jax.run import command_line
 from dfkd_jax.run.command_line import CONFIG
 from dfkd_jax.run.gradients_flag import chosen_gradients, with_gradient
+from dfkd_jax.run.setup import create_parts, parse
 from dfkd_jax.runtime.devices import AXIS, WHOLE, Devices, mapped
 
 DEVICES = flags.DEFINE_integer("devices", 8, "How many devices share the batch.")
@@ -69,14 +68,13 @@ def cost(config: ml_collections.ConfigDict, devices: Devices, step: str) -> Cost
       devices: under shard_map; their memory is not used.
       step: of `dfkd_jax.distillation.steps`, such as "student_step".
     """
-    spec = data_specs.spec(config)
-    facts = (config, spec.image_shape, spec.num_classes)
-    whole, parts = create_parts(*facts), create_parts(*facts, devices.axis)
+    setup = parse(config, reads_data=False)
+    whole, parts = create_parts(setup), create_parts(setup, devices.axis)
     state = jax.eval_shape(lambda: steps.init(whole, jax.random.key(0)))
-    image = jnp.zeros((2, *spec.image_shape))
+    image = jnp.zeros((2, *whole.image_shape))
     teacher = jax.eval_shape(lambda: parts.teacher.init(jax.random.key(0), image, train=False))
     carry = (state, jax.eval_shape(partial(nothing_measured, whole), state, teacher))
-    layout = (layout_of(whole.method.replay.layout), WHOLE)
+    layout = (layout_of(whole.method), WHOLE)
     function = mapped(devices, layout).step(recorded(getattr(steps, step), parts))
     compiled = function.lower(carry, teacher).compile()
     counted, memory = compiled.cost_analysis(), compiled.memory_analysis()

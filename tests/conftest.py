@@ -33,13 +33,12 @@ import numpy as np
 import pytest
 
 from configs import digits
-from dfkd_jax.data import data_specs
 from dfkd_jax.distillation import steps
-from dfkd_jax.distillation.algorithm import create_parts
 from dfkd_jax.distillation.epoch import create_epoch
 from dfkd_jax.distillation.steps import Parts
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import teacher
+from dfkd_jax.run.setup import create_parts, parse
 from dfkd_jax.runtime import host_memory
 from dfkd_jax.runtime.devices import Devices, mapped
 from dfkd_jax.runtime.metrics import averages
@@ -102,10 +101,9 @@ class Steps(NamedTuple):
 
 def build(config):
     """(steps, state, teacher variables) of a configuration, with an untrained teacher."""
-    spec = data_specs.spec(config)
-    parts = create_parts(config, spec.image_shape, spec.num_classes)
+    parts = create_parts(parse(config, reads_data=False))
     state = jax.jit(partial(steps.init, parts))(jax.random.key(config.seed))
-    images = jnp.zeros((2, *spec.image_shape))
+    images = jnp.zeros((2, *parts.image_shape))
     init = jax.jit(lambda key: parts.teacher.init(key, images, train=False))
 
     def state_after(step):
@@ -132,7 +130,8 @@ def untrained_teacher(directory, seed=0):
 
 def epoch_of(config, built):
     """The epoch function on one device."""
-    return create_epoch(config, built.parts, built.parts, mapped(Devices.first(), None))
+    parts = built.parts._replace(iterations_per_epoch=config.iterations_per_epoch)
+    return create_epoch(config.loop, parts, parts, mapped(Devices.first(), None))
 
 
 def cast(tree, dtype):

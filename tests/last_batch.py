@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from dfkd_jax.replay.scheme import Batch, Replay, RetentionBatch
 from dfkd_jax.runtime.axis import ONE
 
+FIELDS = {}
+
 
 def create(config, image_shape, num_classes, axis=ONE):
     size = config.replay.entry_size // axis.size
@@ -32,8 +34,5 @@ def create(config, image_shape, num_classes, axis=ONE):
         exhibit=exhibit,
         title="the last batch",
         layout=RetentionBatch(images=0, logits=0, weight=-1),
+        split_sizes={"replay.entry_size": config.replay.entry_size},
     )
-
-
-def split_sizes(config):
-    return {"replay.entry_size": config.replay.entry_size}

@@ -5,20 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax.data import data_specs
 from dfkd_jax.distillation.agreement import create_agreement
-from dfkd_jax.distillation.algorithm import create_parts
 from dfkd_jax.replay import memory_bank
+from dfkd_jax.run.setup import create_parts, parse
 from tests.conftest import build, tiny_config
 
-KINDS = {"memory_bank": "lra-mb", "generative": "lra-gr", "none": "adversarial"}
+KINDS = {"memory_bank": "lra-mb", "generative": "lra-gr", "none": "no-replay"}
 
 
 def ready(kind):
     """(config, steps, state with something to replay, teacher, the jitted measure)."""
     config = tiny_config(KINDS[kind])
     steps, state, teacher = build(config)
-    measure = jax.jit(create_agreement(config, steps.parts))
+    measure = jax.jit(create_agreement(steps.parts))
     return config, steps.parts, steps, state, teacher, measure
 
 
@@ -57,8 +56,7 @@ def test_a_student_that_is_the_teacher_agrees_everywhere(bank):
     """Evaluation mode in both: batch statistics in one of them would make a difference."""
     config, _, _, state, teacher, *_ = bank
     student = tiny_config(**{"student.model": config.teacher.model})
-    spec = data_specs.spec(student)
-    parts = create_parts(student, spec.image_shape, spec.num_classes)
+    parts = create_parts(parse(student))
     own = state.student.replace(
         params=teacher["params"],
         batch_stats=jax.tree.map(lambda x: x + 0.5, teacher["batch_stats"]),
@@ -66,7 +64,7 @@ def test_a_student_that_is_the_teacher_agrees_everywhere(bank):
     moved = {**teacher, "batch_stats": own.batch_stats}
     logits, _ = parts.teacher.apply(moved, state.replay.images.reshape(-1, 8, 8, 1), train=False)
     kept = state.replay.replace(logits=logits.reshape(state.replay.logits.shape))
-    measure = jax.jit(create_agreement(student, parts))
+    measure = jax.jit(create_agreement(parts))
     measured = measure(state.replace(student=own, replay=kept), moved)
     for name in ("generated", "memory"):
         assert float(measured[f"{name}_agreement"]) == 100

@@ -12,7 +12,7 @@ from dfkd_jax import benchmark
 from dfkd_jax.benchmark import ITERATION, STEP, Ratio
 from dfkd_jax.cost import operations, peer
 from dfkd_jax.cost.measure import Program, cost
-from dfkd_jax.run.config import UserError
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import tiny_config
 
 KEYS = {

@@ -10,8 +10,9 @@ from dfkd_jax import compare
 from dfkd_jax.comparison.child_process import Outcome
 from dfkd_jax.comparison.overall_progress import OverallProgress
 from dfkd_jax.run import command_line
-from dfkd_jax.run.config import UserError, to_dict
+from dfkd_jax.run.config import to_dict
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).parent.parent

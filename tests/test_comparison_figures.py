@@ -58,7 +58,7 @@ def test_validation_images_are_not_called_the_test_set(tmp_path):
     page = report_of(tmp_path / "a")
     assert "Accuracy on the validation set over the epochs" in page
     assert "validation accuracy over all epochs" in page and "test accuracy" not in page
-    fabricate(tmp_path / "b", "adversarial", 1, [10.0, 20.0])
+    fabricate(tmp_path / "b", "no-replay", 1, [10.0, 20.0])
     assert "Accuracy on the test set over" in report_of(tmp_path / "b")
     assert "Accuracy on the test or validation set over" in report_of(tmp_path)
 

@@ -15,7 +15,7 @@ from dfkd_jax.data import data_specs
 from dfkd_jax.interchange.torch_layouts import to_torch
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import command_line, teacher
-from dfkd_jax.run import config as config_lib
+from dfkd_jax.run.setup import parse
 from dfkd_jax.runtime import results
 
 
@@ -76,7 +76,7 @@ def test_a_converted_teacher_is_what_a_run_takes(tmp_path, capsys):
 
     config = digits.get_config()
     config.teacher.model, config.teacher.checkpoint = "cnn_half", str(output)
-    config_lib.check(config)
+    parse(config)
     model = create_classifier("cnn_half", 10)
     assert_equal(teacher.load_teacher(output, model, (8, 8, 1)), variables())
 
@@ -102,7 +102,7 @@ def test_the_normalisation_given_is_that_of_the_card(tmp_path):
     assert (card["mean"], card["std"], card["dataset"]) == ([0.5], [0.25], "digits")
     config = digits.get_config()
     config.teacher.model, config.teacher.checkpoint = "cnn_half", str(output)
-    config_lib.check(config)
+    parse(config)
     assert data_specs.spec(config).mean == (0.5,)
 
 
@@ -152,7 +152,7 @@ def test_the_command_printed_is_one_that_runs(flags, start, tmp_path, capsys):
     assert others.pop() == "--workdir=runs/it's a teacher"
     fields = dict(flag.removeprefix("--config.").split("=", 1) for flag in others)
     config = command_line.with_overrides(first.removeprefix("--config="), {}, fields)
-    config_lib.check(config, reads_data=False)
+    parse(config, reads_data=False)
     assert config.teacher.checkpoint == str(output)
     spec = data_specs.spec(config)
     if start is None:

@@ -8,8 +8,7 @@ import pytest
 
 from dfkd_jax.cost import growth
 from dfkd_jax.cost.measure import cost
-from dfkd_jax.data import data_specs
-from dfkd_jax.distillation.algorithm import create_algorithm
+from dfkd_jax.run.setup import create_algorithm, parse
 from dfkd_jax.run.teacher import load_teacher, save_teacher
 from dfkd_jax.runtime.devices import Devices
 from tests.conftest import build, epoch_of, tiny_config
@@ -62,8 +61,8 @@ def test_an_epoch_compiles_once_and_transfers_nothing(caplog):
 def test_a_run_compiles_each_of_its_steps_once(tmp_path, caplog):
     """The state of the first step is fresh and the teacher read from a file, as in a run."""
     config = tiny_config(loop="step")
-    devices, spec = Devices.first(), data_specs.spec(config)
-    algorithm = create_algorithm(config, spec.image_shape, spec.num_classes, devices)
+    devices, setup = Devices.first(), parse(config)
+    algorithm, spec = create_algorithm(setup, devices), setup.spec
     network = algorithm.parts.teacher
     images = jnp.zeros((2, *spec.image_shape))
     save_teacher(tmp_path, network.init(jax.random.key(0), images, train=False), {})

@@ -11,11 +11,10 @@ from rich.console import Console
 from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import SPECS
-from dfkd_jax.distillation import algorithm
 from dfkd_jax.networks import models
-from dfkd_jax.run import teacher, train
-from dfkd_jax.run.config import UserError
+from dfkd_jax.run import setup, teacher, train
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import build, tiny_config
 
 QUIET = Console(quiet=True)
@@ -63,10 +62,10 @@ class Watched:
 
             return epoch
 
-        create_epoch = algorithm.create_epoch
+        create_epoch = setup.create_epoch
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(data, "load", counted_load)
-            patch.setattr(algorithm, "create_epoch", watched_epoch)
+            patch.setattr(setup, "create_epoch", watched_epoch)
             self.summary = train.run(config, workdir, QUIET)
         self.history = results.read_metrics(workdir / "metrics.jsonl")
 

@@ -11,12 +11,11 @@ from configs import digits
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.distillation import objectives
-from dfkd_jax.distillation.algorithm import create_algorithm
 from dfkd_jax.distillation.meta import meta_gradient
 from dfkd_jax.distillation.state import layout_of
-from dfkd_jax.replay.schemes import split_sizes
 from dfkd_jax.run import checkpoint, config, train
 from dfkd_jax.run.accuracy import create_accuracy, put_batches
+from dfkd_jax.run.setup import create_algorithm, parse
 from dfkd_jax.runtime import devices, results
 from dfkd_jax.runtime.devices import AXIS, Devices
 from tests.conftest import cast, same_bits, tiny_config
@@ -31,13 +30,13 @@ def on(count, mapping="pmap"):
 
 def start(config, some):
     """The algorithm on these devices, its first state and a teacher, in float64."""
-    arguments = (config, SPEC.image_shape, SPEC.num_classes)
-    algorithm = create_algorithm(*arguments, some)
+    setup = parse(config)
+    algorithm = create_algorithm(setup, some)
     if jax.process_count() > 1:
         state = cast(algorithm.init(1), jnp.float64)
     else:  # drawing it takes long to compile, and this way only once, not per number of devices
-        state = cast(create_algorithm(*arguments, on(1)).init(1), jnp.float64)
-        layout = layout_of(algorithm.parts.method.replay.layout)
+        state = cast(create_algorithm(setup, on(1)).init(1), jnp.float64)
+        layout = layout_of(algorithm.parts.method)
         state = jax.device_put(state, some.shardings(layout))
     images = jnp.zeros((2, *SPEC.image_shape))
     init = jax.jit(lambda key: algorithm.parts.teacher.init(key, images, train=False))
@@ -221,7 +220,7 @@ def test_the_digits_run_on_8_devices_is_that_on_1(tmp_path):
 def test_evaluation_is_the_same_on_any_devices(monkeypatch):
     """And each sees its share of every batch only."""
     split = data.load(SPEC, "test")
-    model = create_algorithm(tiny_config(), SPEC.image_shape, SPEC.num_classes, on(1)).parts.student
+    model = create_algorithm(parse(tiny_config()), on(1)).parts.student
     variables = model.init(jax.random.key(0), jnp.zeros((2, *SPEC.image_shape)), train=False)
     variables = jax.tree.map(np.asarray, variables)
     accuracies, put = set(), Devices.put
@@ -255,7 +254,7 @@ def test_whole_arrays_survive_the_way_to_the_devices_and_back():
 
 
 def choose(config):
-    return devices.choose(config.parallel, split_sizes(config))
+    return devices.choose(config.parallel, parse(config).split_sizes)
 
 
 @pytest.mark.parametrize(
@@ -264,14 +263,14 @@ def choose(config):
         ("lra-mb", {"batch_size": 12}, r"config\.batch_size is 12, which 8 devices cannot share"),
         ("lra-mb", {}, r"config\.replay\.entry_size is 4, which 8 devices"),
         ("lra-gr", {"replay.entry_size": 8}, r"config\.batch_size // 2 is 4, which 8"),
-        ("adversarial", {"teacher.batch_size": 20}, r"config\.teacher\.batch_size is 20, which 8"),
+        ("no-replay", {"teacher.batch_size": 20}, r"config\.teacher\.batch_size is 20, which 8"),
         ("lra-mb", {"parallel.devices": 9}, r"config\.parallel\.devices is 9; there are 8"),
     ],
 )
 def test_what_devices_cannot_share_is_refused(method, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         choose(tiny_config(method, **{"parallel.devices": 0, **fields}))
-    assert choose(tiny_config("adversarial", **{"parallel.devices": 0})).count == 8
+    assert choose(tiny_config("no-replay", **{"parallel.devices": 0})).count == 8
 
 
 def test_an_unknown_mapping_is_refused():

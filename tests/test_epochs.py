@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 
 from dfkd_jax.run import checkpoint, train
-from dfkd_jax.run.config import UserError, check
+from dfkd_jax.run import epochs as epochs_lib
+from dfkd_jax.run.setup import parse
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime import devices, results
+from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite
 from dfkd_jax.runtime.stop import Stopped
 from tests.conftest import build, same_bits, tiny_config, untrained_teacher
@@ -108,7 +110,7 @@ def test_the_epoch_named_as_the_last_good_one_is_the_one_that_is_saved(
     given, tmp_path, monkeypatch
 ):
     config = small(given, checkpoint_every=2)
-    create = train.create_algorithm
+    create = epochs_lib.create_algorithm
 
     def diverging(*args):
         algorithm = create(*args)
@@ -122,7 +124,7 @@ def test_the_epoch_named_as_the_last_good_one_is_the_one_that_is_saved(
 
         return algorithm._replace(epoch=epoch)
 
-    monkeypatch.setattr(train, "create_algorithm", diverging)
+    monkeypatch.setattr(epochs_lib, "create_algorithm", diverging)
     with pytest.raises(NonFinite, match=r"in epoch 4; the last good checkpoint, of epoch 2, is in"):
         run(config, tmp_path, QUIET)
     assert state_in(tmp_path, config)[1] == [2]
@@ -130,7 +132,7 @@ def test_the_epoch_named_as_the_last_good_one_is_the_one_that_is_saved(
 
 def test_checkpoint_every_is_at_least_one():
     with pytest.raises(UserError, match=r"config\.checkpoint_every is 0; allowed is 1 or more"):
-        check(tiny_config(checkpoint_every=0))
+        parse(tiny_config(checkpoint_every=0))
 
 
 def test_the_measures_of_an_epoch_come_back_in_one_transfer(given, tmp_path, monkeypatch):
@@ -170,7 +172,7 @@ def test_the_measures_of_an_epoch_come_back_in_one_transfer(given, tmp_path, mon
     # What the files of a run need is not measured here.
     monkeypatch.setattr(checkpoint, "save", quiet)
     monkeypatch.setattr(train.Outputs, "figures", lambda *args: None)
-    create = train.create_algorithm
+    create = epochs_lib.create_algorithm
 
     def from_here(*args):
         algorithm = create(*args)
@@ -182,7 +184,7 @@ def test_the_measures_of_an_epoch_come_back_in_one_transfer(given, tmp_path, mon
 
         return algorithm._replace(epoch=epoch)
 
-    monkeypatch.setattr(train, "create_algorithm", from_here)
+    monkeypatch.setattr(epochs_lib, "create_algorithm", from_here)
     before_epochs = 1  # the teacher's accuracy
     run(small(given), tmp_path, QUIET)
     assert epochs == [before_epochs + n for n in range(1, 6)]

@@ -10,21 +10,21 @@ import pytest
 from rich.console import Console
 
 from dfkd_jax.comparison.child_process import in_child
-from dfkd_jax.distillation import algorithm
-from dfkd_jax.replay import schemes
-from dfkd_jax.run import config, teacher, train
+from dfkd_jax.methods import adversarial_family
+from dfkd_jax.run import epochs, setup, teacher, train
 from dfkd_jax.runtime import errors
+from dfkd_jax.synthesis import adversarial
 from tests.conftest import TINY, tiny_config
 
 QUIET = Console(quiet=True)
 PACKAGE = Path(errors.__file__).parents[1]
 # A defect of the program, in the place that a run passes first, second, ...
 PLACES = {
-    "the steps": (algorithm, "create_parts"),
-    "the replay": (algorithm, "create_replay"),
-    "the choice of devices": (schemes, "split_sizes"),
+    "the steps": (setup, "create_parts"),
+    "the replay": (adversarial_family, "create_replay"),
+    "the algorithm": (epochs, "create_algorithm"),
     "the training of the teacher": (teacher, "create_training"),
-    "the check of the configuration": (config, "base_size"),
+    "the check of the configuration": (adversarial, "create_generator"),
 }
 
 
@@ -33,7 +33,6 @@ def broken(*args, **kwargs):
 
 
 def test_a_users_mistake_is_also_what_python_calls_it():
-    assert config.UserError is errors.UserError
     missing = errors.DataMissing("nothing here")
     assert isinstance(missing, errors.UserError | ValueError)
     assert isinstance(missing, FileNotFoundError) and str(missing) == "nothing here"
@@ -48,12 +47,12 @@ def test_a_defect_comes_out_of_a_run_as_itself(tmp_path, monkeypatch, place):
 
 
 def test_a_defect_in_what_runs_per_device_is_not_put_down_to_the_student(tmp_path, monkeypatch):
-    create = algorithm.create_parts
+    create = setup.create_parts
 
-    def broken_per_device(config, image_shape, num_classes, *axis):
-        return broken() if axis else create(config, image_shape, num_classes)
+    def broken_per_device(given, *axis):
+        return broken() if axis else create(given)
 
-    monkeypatch.setattr(algorithm, "create_parts", broken_per_device)
+    monkeypatch.setattr(setup, "create_parts", broken_per_device)
     with pytest.raises(ValueError, match=r"^a defect") as caught:
         train.run(tiny_config(**{"parallel.devices": 2}), tmp_path, QUIET)
     assert type(caught.value) is ValueError
@@ -61,10 +60,10 @@ def test_a_defect_in_what_runs_per_device_is_not_put_down_to_the_student(tmp_pat
 
 COMMAND = """
 import sys
-from dfkd_jax.distillation import algorithm
+from dfkd_jax.run import setup
 def broken(*args, **kwargs):
     raise ValueError("a defect")
-algorithm.create_parts = broken
+setup.create_parts = broken
 from absl import app
 from dfkd_jax.run import command_line
 from dfkd_jax import main
@@ -114,7 +113,7 @@ def test_a_run_computes_with_the_matrix_products_that_were_asked_for(monkeypatch
     def create(*args, **kwargs):
         raise RuntimeError(str(jax.config.jax_default_matmul_precision))
 
-    monkeypatch.setattr(train, "create_algorithm", create)
+    monkeypatch.setattr(epochs, "create_algorithm", create)
     for precision in ("float32", "bfloat16"):
         with pytest.raises(RuntimeError, match=precision):
             train.run(tiny_config(matmul_precision=precision), tmp_path / precision)

@@ -16,10 +16,10 @@ from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import checkpoint, teacher
-from dfkd_jax.run.config import UserError
 from dfkd_jax.run.resume import claim
 from dfkd_jax.run.student import load_student
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import tiny_config
 from tests.students import expected, random_student
 

@@ -22,9 +22,10 @@ from dfkd_jax import export
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks import convolution
 from dfkd_jax.run import checkpoint, teacher
-from dfkd_jax.run.config import UserError, to_dict
+from dfkd_jax.run.config import to_dict
 from dfkd_jax.run.student import load_student
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import build, tiny_config
 from tests.students import expected, random_student
 

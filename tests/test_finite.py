@@ -13,9 +13,9 @@ from dfkd_jax import convert, export
 from dfkd_jax.data import data_specs
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import checkpoint, teacher
-from dfkd_jax.run.config import UserError
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite, all_finite, check_variables
 from tests.conftest import build, epoch_of, tiny_config, untrained_teacher
 

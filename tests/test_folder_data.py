@@ -9,9 +9,9 @@ from PIL import Image
 
 from dfkd_jax.data import data_specs, decoded_cache
 from dfkd_jax.data import splits as data
-from dfkd_jax.run import config as config_lib
-from dfkd_jax.run.config import UserError
+from dfkd_jax.run.setup import parse
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import tiny_config
 
 FIELDS = {"image_size": 8, "channels": 3, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
@@ -114,15 +114,15 @@ def test_a_broken_image_is_named(folder, cache, content):
 
 def check(config):
     with pytest.raises(UserError) as caught:
-        config_lib.check(config)
+        parse(config)
     sentence = str(caught.value)
     assert "\n" not in sentence and sentence.endswith(".")
     return sentence
 
 
 def test_a_folder_passes_the_check(folder):
-    config_lib.check(config_of(folder))
-    config_lib.check(config_of(folder, num_classes=3))
+    parse(config_of(folder))
+    parse(config_of(folder, num_classes=3))
 
 
 def test_classes_that_differ_between_the_splits_are_named(folder):
@@ -162,7 +162,7 @@ def test_training_images_may_be_missing_if_a_teacher_is_given(folder, tmp_path):
     results.write_json(tmp_path / "teacher.json", card)
     config = config_of(folder)
     config.teacher.checkpoint = str(tmp_path)
-    config_lib.check(config)
+    parse(config)
 
 
 def test_what_is_not_given_is_what_the_teacher_takes(folder, tmp_path):
@@ -171,7 +171,7 @@ def test_what_is_not_given_is_what_the_teacher_takes(folder, tmp_path):
     results.write_json(tmp_path / "teacher.json", card)
     config = config_of(folder, **dict.fromkeys(FIELDS))
     config.teacher.checkpoint = str(tmp_path)
-    config_lib.check(config)
+    parse(config)
     spec = data_specs.spec(config)
     assert (spec.image_shape, spec.num_classes) == ((8, 8, 3), 3)
     assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

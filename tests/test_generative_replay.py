@@ -14,9 +14,10 @@ from dfkd_jax.networks.generator import Generator
 from dfkd_jax.replay import generative_replay
 from dfkd_jax.replay.scheme import Batch
 from dfkd_jax.replay.schemes import create_replay
-from dfkd_jax.run import config as config_lib
+from dfkd_jax.run.setup import parse
 from dfkd_jax.runtime import draw
 from dfkd_jax.runtime.axis import Axis
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import TINY, build, cast, epoch_of, tiny_config
 from tests.schemes import (
     CLASSES,
@@ -354,7 +355,7 @@ def test_both_loops_give_the_same_numbers(run, x64):
 def test_bad_fields_are_refused(field, value):
     config = tiny_config("lra-gr")
     assert data_specs.spec(config).image_shape == SHAPE
-    config_lib.check(config)
+    parse(config)
     config.replay[field] = value
-    with pytest.raises(config_lib.UserError, match=rf"config\.replay\.{field} is {value}"):
-        config_lib.check(config)
+    with pytest.raises(UserError, match=rf"config\.replay\.{field} is {value}"):
+        parse(config)

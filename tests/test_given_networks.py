@@ -11,10 +11,12 @@ from rich.console import Console
 from dfkd_jax.comparison import run_folders
 from dfkd_jax.data import data_specs
 from dfkd_jax.networks.classifiers import create_classifier
-from dfkd_jax.run import student, teacher, train
-from dfkd_jax.run.config import UserError, check
+from dfkd_jax.run import epochs as epochs_lib
+from dfkd_jax.run import student, teacher
+from dfkd_jax.run.setup import parse
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import same_bits, tiny_config, untrained_teacher
 
 QUIET = Console(quiet=True)
@@ -135,7 +137,7 @@ def test_one_teacher_in_two_places_makes_one_label(given, folder, tmp_path):
 
 def first_states(monkeypatch, config, folder):
     """The student that each epoch of a run begins with."""
-    create, seen = train.create_algorithm, []
+    create, seen = epochs_lib.create_algorithm, []
 
     def recorded(*args):
         algorithm = create(*args)
@@ -147,7 +149,7 @@ def first_states(monkeypatch, config, folder):
 
         return algorithm._replace(epoch=epoch)
 
-    monkeypatch.setattr(train, "create_algorithm", recorded)
+    monkeypatch.setattr(epochs_lib, "create_algorithm", recorded)
     run(config, folder, QUIET)
     return seen
 
@@ -197,7 +199,7 @@ def test_other_epochs_are_refused_and_the_sentence_says_how_to_go_on(given, fold
 def test_a_start_that_does_not_fit_is_one_sentence(given, finished, fields, words):
     config = small(given, **{"student.checkpoint": str(finished), **fields})
     with pytest.raises(UserError, match=rf"^config\.student\.checkpoint is '.*{words}"):
-        check(config)
+        parse(config)
 
 
 def test_a_start_with_other_arrays_or_without_a_checkpoint_is_one_sentence(given, folder, tmp_path):
@@ -210,7 +212,7 @@ def test_a_start_with_other_arrays_or_without_a_checkpoint_is_one_sentence(given
         run(config, tmp_path / "a", QUIET)
     results.write_json(wrong / data_specs.CARD, {**card, "num_classes": 7})
     with pytest.raises(UserError, match="a student with num_classes 7; this run needs 10"):
-        check(small(given, **{"student.checkpoint": str(wrong)}))
+        parse(small(given, **{"student.checkpoint": str(wrong)}))
     shutil.rmtree(folder / "checkpoints" / "1")
     with pytest.raises(UserError, match="has no checkpoint; one epoch must be finished"):
-        check(small(given, **{"student.checkpoint": str(folder)}))
+        parse(small(given, **{"student.checkpoint": str(folder)}))

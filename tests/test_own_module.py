@@ -15,10 +15,10 @@ from dfkd_jax.data import data_specs
 from dfkd_jax.interchange import torch_layouts
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.networks.own_module import check_axis
-from dfkd_jax.run import config as config_lib
 from dfkd_jax.run import train
-from dfkd_jax.run.config import UserError
+from dfkd_jax.run.setup import parse
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import tiny_config
 
 README = Path(__file__).parents[1] / "README.md"
@@ -109,7 +109,7 @@ def test_fields_are_set_where_the_module_has_them():
 )
 def test_what_cannot_be_a_classifier_is_refused_in_one_sentence(name, words):
     with pytest.raises(UserError) as error:
-        config_lib.check(tiny_config(**{"student.model": name}))
+        parse(tiny_config(**{"student.model": name}))
     sentence = str(error.value)
     assert sentence.startswith(f"config.student.model: {name!r} ") and "\n" not in sentence
     assert all(word in sentence for word in words), sentence
@@ -117,9 +117,7 @@ def test_what_cannot_be_a_classifier_is_refused_in_one_sentence(name, words):
 
 def test_a_module_without_dtype_computes_in_float32_only():
     with pytest.raises(UserError, match=r"no field dtype.*bfloat16"):
-        config_lib.check(
-            tiny_config(**{"student.model": own("Plain"), "compute_dtype": "bfloat16"})
-        )
+        parse(tiny_config(**{"student.model": own("Plain"), "compute_dtype": "bfloat16"}))
 
 
 def test_batch_norm_without_axis_name_is_for_one_device():
@@ -168,7 +166,7 @@ def test_the_example_of_the_readme_runs(example):
 
     # The card of such a teacher is checked like any other's.
     given = {**fields, "teacher.checkpoint": str(example / "run" / "teacher")}
-    config_lib.check(tiny_config(**given))
+    parse(tiny_config(**given))
     with pytest.raises(UserError, match="a teacher with model 'my_nets:MyNet'"):
-        config_lib.check(tiny_config(**{**given, "teacher.model": "my_nets:MySmallNet"}))
+        parse(tiny_config(**{**given, "teacher.model": "my_nets:MySmallNet"}))
     assert create_classifier("my_nets:MyNet", 10, axis_name="data").axis_name == "data"

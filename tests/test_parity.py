@@ -17,7 +17,6 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dfkd_jax.distillation import meta
-from dfkd_jax.distillation.algorithm import create_parts
 from dfkd_jax.distillation.steps import init, student_step
 from dfkd_jax.losses import terms as losses
 from dfkd_jax.networks.classifiers import CNN
@@ -27,6 +26,7 @@ from dfkd_jax.networks.training import Network, generator_optimizer, student_opt
 from dfkd_jax.replay.generative_replay import recall_latent
 from dfkd_jax.replay.scheme import Batch, RetentionBatch
 from dfkd_jax.replay.schemes import create_replay
+from dfkd_jax.run.setup import create_parts, parse
 from dfkd_jax.runtime import draw
 from dfkd_jax.synthesis import adversarial
 from tests.conftest import cast, tiny_config
@@ -212,10 +212,8 @@ def test_the_one_pass_joint_update_over_two_steps():
         ),
         observed_images=B,  # so the state keeps the whole fresh batch
     )
-    parts = create_parts(config, SHAPE, K)
-    method = parts.method._replace(
-        replay=scheme, synthesizer=adversarial.create(config, Generator(SHAPE, CHANNELS))
-    )
+    parts = create_parts(parse(config, reads_data=False))
+    method = parts.method._replace(replay=scheme, synthesizer=adversarial.create(config, SHAPE))
     parts = parts._replace(method=method, teacher=teacher_module, student=module)
     student = Network(
         variables["params"],

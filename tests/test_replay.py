@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfkd_jax.replay import schemes
-from dfkd_jax.run import config as config_lib
+from dfkd_jax.run.setup import parse
 from dfkd_jax.runtime import devices
 from tests import last_batch
 from tests.conftest import build, tiny_config
@@ -63,7 +63,7 @@ def test_contract(kind):
 
 def test_a_new_scheme_is_named_in_one_place():
     config = tiny_config("lra-mb", **{"replay.kind": "last_batch", "meta.variant": "first_order"})
-    config_lib.check(config)
+    parse(config)
     steps, state, variables = build(config)
     first = jax.jit(steps.student_step)(state, variables)
     observed = jax.jit(steps.observe_step)(first, variables)
@@ -72,4 +72,4 @@ def test_a_new_scheme_is_named_in_one_place():
     np.testing.assert_array_equal(observed.replay.images, first.recent.images)
     config.parallel.devices = 8
     with pytest.raises(ValueError, match=r"config\.replay\.entry_size is 4, which 8 devices"):
-        devices.choose(config.parallel, schemes.split_sizes(config))
+        devices.choose(config.parallel, parse(config).split_sizes)

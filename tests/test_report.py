@@ -5,9 +5,9 @@ import pytest
 
 from dfkd_jax import report
 from dfkd_jax.comparison import run_folders
-from dfkd_jax.run.config import UserError
 from dfkd_jax.run.outputs import method_names
 from dfkd_jax.runtime import results
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import tiny_config
 from tests.fabricated import MIB, fabricate, read_csv, rows
 
@@ -182,8 +182,8 @@ def test_runs_of_earlier_versions_have_todays_labels(tmp_path):
             "gradient": "detached",
             "objective": "code",
         },
-        "adversarial": {
-            "method": "adversarial",
+        "no-replay": {
+            "method": "no-replay",
             "gradient": "none",
             "objective": "paper",
             "replay": "none",

@@ -45,7 +45,7 @@ def counting(synthesizer):
 @pytest.mark.parametrize("loop", ["step", "scan"])
 @pytest.mark.parametrize("rounds, updates", [(1, 2), (2, 1)])
 def test_a_round_is_begin_updates_finish(loop, rounds, updates):
-    config = tiny_config("adversarial", loop=loop, iterations_per_epoch=2)
+    config = tiny_config("no-replay", loop=loop, iterations_per_epoch=2)
     built, state, teacher = build(config)
     method = built.parts.method
     method = method._replace(
@@ -62,7 +62,7 @@ def test_a_round_is_begin_updates_finish(loop, rounds, updates):
 
 
 def test_each_round_begins_from_a_key_of_its_own():
-    config = tiny_config("adversarial", iterations_per_epoch=1)
+    config = tiny_config("no-replay", iterations_per_epoch=1)
     built, state, teacher = build(config)
     method = built.parts.method
     synthesizer = method.synthesizer._replace(

@@ -226,7 +226,7 @@ def test_a_teacher_of_another_run_is_reused(whole, environment, tmp_path):
 
 def test_no_replay_has_no_retention_loss(whole, environment, tmp_path):
     fields = {"teacher.checkpoint": whole[0] / "teacher", "epochs": 1}
-    done = run(environment, tmp_path, method="adversarial", **fields)
+    done = run(environment, tmp_path, method="no-replay", **fields)
     assert done.returncode == 0, done.stderr
     (record,) = results.read_metrics(tmp_path / "metrics.jsonl")
     for name in ("retention_loss", "gradient_alignment", "memory_agreement", "memory_distance"):

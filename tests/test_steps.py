@@ -8,7 +8,7 @@ import pytest
 from dfkd_jax.distillation.objectives import OBJECTIVES
 from dfkd_jax.distillation.steps import generated, update_step
 from dfkd_jax.distillation.steps import student_step as take_student_step
-from dfkd_jax.methods import presets as methods
+from dfkd_jax.methods import table as methods
 from dfkd_jax.networks.training import generator_optimizer, student_optimizer
 from dfkd_jax.replay.scheme import Batch
 from dfkd_jax.runtime.draw import stream
@@ -97,7 +97,7 @@ def test_only_the_outer_pass_over_theta_moves_the_running_statistics(filled):
     # The retention pass is at θ or at θ', on the same replayed images: it leaves no trace.
     for variant in ("exact", "first_order", "exact_hvp"):
         leaves_close(after[variant], after["joint"], rtol=1e-5, atol=1e-6)
-    adversarial = student_step(tiny_config("adversarial"), state.replace(replay=(), recent=()))
+    adversarial = student_step(tiny_config("no-replay"), state.replace(replay=(), recent=()))
     leaves_close(after["joint"], adversarial.student.batch_stats, rtol=1e-5, atol=1e-6)
     for objective in ("concatenated", "lra_concatenated"):
         both = student_step(tiny_config(objective=objective), state).student.batch_stats
@@ -120,7 +120,7 @@ def test_an_empty_bank_adds_nothing(objective):
     """Before the first push the update is that of no replay, finite and the same to rounding."""
     fields = {"objective": objective, "meta.inner_weight_decay": 0.1}
     config = tiny_config(**fields)
-    replayed, plain = student_step(config), student_step(tiny_config("adversarial"))
+    replayed, plain = student_step(config), student_step(tiny_config("no-replay"))
     found = measured(take_student_step, *build(config))
     assert np.isnan([found[name] for name in OF_REPLAY]).all()
     leaves_close(replayed.student.params, plain.student.params, rtol=1e-4, atol=1e-6)
@@ -143,7 +143,7 @@ def test_the_authors_code_is_joint_replay_in_one_pass(filled):
 def test_without_weight_the_retention_term_adds_nothing(filled):
     """λ = 0: what is left is L_acq, or the one-pass joint loss. Linearity is meta_gradient's."""
     _, state, _ = filled
-    alone = student_step(tiny_config("adversarial"), state.replace(replay=(), recent=()))
+    alone = student_step(tiny_config("no-replay"), state.replace(replay=(), recent=()))
     one_pass = student_step(tiny_config("mb-dfkd-concatenated"), state)
     for objective, expected in (("joint", alone), ("lra", alone), ("lra_concatenated", one_pass)):
         config = tiny_config(objective=objective, retention_weight=0.0)
@@ -199,7 +199,7 @@ def test_replay_begins_after_the_first_unit(unit):
 def test_learning_rate_is_constant_within_an_epoch_and_follows_the_cosine(name):
     """Of a gradient that is always 1 Adam's update is its rate too."""
     fields = {"student.momentum": 0.0, "student.weight_decay": 0.0, "student.optimizer": name}
-    config = tiny_config("adversarial", **fields)
+    config = tiny_config("no-replay", **fields)
     optimizer = student_optimizer(config)
     params, state = jnp.ones(()), None
     state = optimizer.init(params)

@@ -12,14 +12,14 @@ from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.distillation import steps
-from dfkd_jax.distillation.algorithm import create_algorithm
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import checkpoint, teacher
 from dfkd_jax.run.accuracy import create_accuracy, put_batches
-from dfkd_jax.run.config import UserError
+from dfkd_jax.run.setup import create_algorithm, parse
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime import results
 from dfkd_jax.runtime.draw import stream
+from dfkd_jax.runtime.errors import UserError
 from tests.conftest import same_bits, tiny_config
 from tests.test_devices import SPEC, on
 
@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
 
 @pytest.mark.slow
 def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(finished, tmp_path):
-    algorithm = create_algorithm(tiny_config(), SPEC.image_shape, SPEC.num_classes, on(1))
+    algorithm = create_algorithm(parse(tiny_config()), on(1))
     teacher_model, student_model = algorithm.parts.teacher, algorithm.parts.student
     variables = teacher.load_teacher(finished / "teacher", teacher_model, SPEC.image_shape)
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")

@@ -30,8 +30,7 @@ FIELDS = {
         at_least(1),
         "images of a retention batch, and of an entry of the memory bank",
     ),
-    **memory_bank.FIELDS,
-    **generative_replay.FIELDS,
+    **{name: f for module in SCHEMES.values() if module for name, f in module.FIELDS.items()},
 }
 """The fields of all schemes, so that any of them can be chosen for any method."""
 

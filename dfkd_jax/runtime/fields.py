@@ -7,7 +7,7 @@ The module that uses a field declares it in a table `FIELDS`, by its dotted name
 A configuration is made of such tables, and checked against the same ones.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -61,10 +61,9 @@ def below(bound: int, words: str) -> Rule:
     return Rule(lambda value: 0 <= value < bound, f"is 0 or more and less than {words}")
 
 
-def one_of(allowed: Iterable[Any]) -> Rule:
-    """One of these values."""
-    names = list(allowed)
-    return Rule(lambda value: value in names, f"are {', '.join(map(str, names))}")
+def one_of(allowed: Collection[Any]) -> Rule:
+    """One of these values, or of the keys of a table."""
+    return Rule(lambda value: value in allowed, f"are {', '.join(map(str, allowed))}")
 
 
 def or_none(rule: Rule) -> Rule:
