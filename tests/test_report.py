@@ -8,8 +8,8 @@ from dfkd_jax.comparison import run_folders
 from dfkd_jax.run.config import UserError
 from dfkd_jax.run.outputs import method_names
 from dfkd_jax.runtime import results
-from tests.conftest import tiny_config
-from tests.fabricated import MIB, fabricate, read_csv, rows
+from tests.helpers.fabricated import MIB, fabricate, read_csv, rows
+from tests.helpers.tiny import tiny_config
 
 
 @pytest.fixture(autouse=True)
