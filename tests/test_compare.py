@@ -1,21 +1,16 @@
-import io
 import pickle
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from configs import cifar10_cnn, cifar100
 from dfkd_jax import compare
-from dfkd_jax.comparison.child_process import Outcome
-from dfkd_jax.comparison.overall_progress import OverallProgress
 from dfkd_jax.run import command_line
 from dfkd_jax.run.config import to_dict
 from dfkd_jax.runtime import results
 from dfkd_jax.runtime.errors import UserError
-from tests.conftest import tiny_config
+from tests.helpers.tiny import tiny_config
 
-ROOT = Path(__file__).parent.parent
 BOTH = ["first_order", "exact"]
 
 
@@ -180,27 +175,3 @@ def test_the_folder_of_another_configuration_is_refused(tmp_path):
     finish(tiny_config("mb-dfkd", epochs=9), tmp_path / "runs/mb-dfkd/seed1", 1)
     with pytest.raises(UserError, match=r"another configuration.* epochs: 9 → 3"):
         compare.plan(found, 1, tmp_path)
-
-
-def test_a_log_gets_a_line_for_each_run_with_the_time_left(tmp_path):
-    out = io.StringIO()
-    with OverallProgress(4, 1, Console(file=out, width=200)) as progress:
-        progress.start("a, seed 1", tmp_path, 2)
-        progress.poll()
-        progress.finish("a, seed 1", 60.0, Outcome(True))
-        progress.start("a, seed 2", tmp_path, 2)
-        progress.finish("a, seed 2", 5.0, Outcome(False, "A loss became non-finite."))
-    first, second = out.getvalue().splitlines()
-    assert first == "run 2/4  a, seed 1  0:01:00  left 0:02:00  finished"
-    assert second.startswith("run 3/4  a, seed 2")
-    assert second.endswith("FAILED: A loss became non-finite.")
-
-
-def test_a_terminal_gets_a_bar(tmp_path):
-    out = io.StringIO()
-    console = Console(file=out, width=200, force_terminal=True, _environ={"TERM": "xterm"})
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with OverallProgress(2, 0, console) as progress:
-        progress.start("a, seed 1", tmp_path, 3)
-        progress.finish("a, seed 1", 60.0, Outcome(True))
-    assert "a, seed 1  epoch 1/3" in out.getvalue() and "1/2" in out.getvalue()

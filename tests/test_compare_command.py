@@ -11,40 +11,10 @@ from pathlib import Path
 import pytest
 
 from dfkd_jax.comparison import run_folders
-from dfkd_jax.comparison.child_process import in_child
 from dfkd_jax.runtime import results
 from dfkd_jax.runtime.stop import STOPPED
-from tests.conftest import TINY
-
-ROOT = Path(__file__).parent.parent
-
-
-def never():
-    return None
-
-
-def sigterm():
-    return "SIGTERM"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "function, arguments, stop, expected",
-    [
-        (print, ("heard",), never, r"^$"),
-        (os._exit, (3,), never, "exit code 3; what it printed is in"),
-        (signal.raise_signal, (signal.SIGKILL,), never, "SIGKILL, perhaps for want of memory"),
-        (int, ("x",), never, r"^ValueError: invalid literal .* \(the traceback is in"),
-        (time.sleep, (300,), sigterm, "It was interrupted"),
-    ],
-)
-def test_a_child_cannot_take_its_parent_along(tmp_path, function, arguments, stop, expected):
-    log = tmp_path / "run" / "log.txt"
-    outcome = in_child(function, arguments, log, stop)
-    assert outcome.finished == (function is print)
-    assert re.search(expected, outcome.sentence), outcome
-    assert outcome.stopped == (stop is sigterm)
-    assert ("heard" in log.read_text()) == (function is print)
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import TINY
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +150,7 @@ def misused(environment, words, arguments):
 def test_planning_touches_no_accelerator(environment, tmp_path):
     program = (
         "import sys; from pathlib import Path; from dfkd_jax import compare;"
-        "from tests.conftest import tiny_config; from jax._src import xla_bridge;"
+        "from tests.helpers.tiny import tiny_config; from jax._src import xla_bridge;"
         "found = compare.combinations(tiny_config, ['lra-mb', 'lra-gr'], ['exact'], Path('x'));"
         "compare.plan(found, 2, Path('x')); sys.exit(xla_bridge.backends_are_initialized())"
     )

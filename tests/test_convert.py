@@ -235,7 +235,7 @@ def test_weights_that_are_not_finite_are_named(value, tmp_path, capsys):
 
 def test_a_pytorch_teacher_gives_the_same_logits(tmp_path):
     torch = pytest.importorskip("torch")
-    from tests import torch_twins
+    from tests.helpers import torch_twins
 
     network = torch_twins.randomize(torch_twins.WideResNet(16, 1, 10))
     file, output = tmp_path / "wrn.pt", tmp_path / "teacher"

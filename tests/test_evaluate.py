@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +19,11 @@ from dfkd_jax.run.resume import claim
 from dfkd_jax.run.student import load_student
 from dfkd_jax.runtime import results
 from dfkd_jax.runtime.errors import UserError
-from tests.conftest import tiny_config
-from tests.students import expected, random_student
+from tests.helpers.paths import ROOT
+from tests.helpers.students import expected, random_student
+from tests.helpers.tiny import tiny_config
 
 DIGITS = SPECS["digits"]
-ROOT = Path(__file__).parent.parent
 FACTS = {"dataset.name": "none", "dataset.image_size": 8, "dataset.channels": 1}
 FACTS |= {"dataset.num_classes": 10, "dataset.mean": (0.4,), "dataset.std": (0.3,)}
 
@@ -190,7 +189,7 @@ def attack(num_classes):
 
 
 def test_a_file_does_not_choose_what_is_imported(pair, split, tmp_path):
-    name = "tests.test_evaluate:attack"
+    name = f"{__name__}:attack"
     card = {**pair[0].card, "model": name}
     file = tmp_path / "student.safetensors"
     file.write_bytes(export.to_safetensors(pair[0]._replace(card=card)))
@@ -208,7 +207,7 @@ def test_a_file_does_not_choose_what_is_imported(pair, split, tmp_path):
 
 def test_a_runs_folder_has_imported_what_its_configuration_names(pair, split, tmp_path):
     """Its student and its teacher, by `evaluate` and by `export`; no other teacher."""
-    name = "tests.test_evaluate:attack"
+    name = f"{__name__}:attack"
     card = {**pair[0].card, "model": name}
     teacher.save_teacher(tmp_path / "teacher", pair[0].variables, card)
     fields = {"teacher.model": name, "student.model": name}
@@ -247,7 +246,7 @@ def test_logits_that_are_not_finite_are_no_answer(pair, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_named(pair, tmp_path):
-    name = "tests.test_own_module:Normed"
+    name = "tests.helpers.networks:Normed"
     own = random_student(name, DIGITS.image_shape)
     config = digits.get_config()
     config.student.model = name
@@ -301,7 +300,7 @@ def test_a_damaged_export_is_one_sentence(damage, words, pair, tmp_path):
 
 
 def test_a_misshapen_array_of_ones_own_module_is_named(tmp_path):
-    name = "tests.test_own_module:Normed"
+    name = "tests.helpers.networks:Normed"
     student = random_student(name, DIGITS.image_shape)
     student.variables["params"]["Dense_0"]["kernel"] = np.zeros((3, 10), np.float32)
     file, config = tmp_path / "student.safetensors", digits.get_config()

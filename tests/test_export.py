@@ -26,8 +26,8 @@ from dfkd_jax.run.config import to_dict
 from dfkd_jax.run.student import load_student
 from dfkd_jax.runtime import results
 from dfkd_jax.runtime.errors import UserError
-from tests.conftest import build, tiny_config
-from tests.students import expected, random_student
+from tests.helpers.students import expected, random_student
+from tests.helpers.tiny import build, tiny_config
 
 MEAN, STD = [0.4], [0.3]
 SHAPE = (8, 8, 1)
@@ -190,7 +190,7 @@ def test_safetensors_load_into_the_pytorch_network(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load
 
-    from tests import torch_twins
+    from tests.helpers import torch_twins
 
     network = torch_twins.WideResNet(16, 1, 10).eval()
     student = random_student("wrn16_1", (8, 8, 3))
@@ -203,7 +203,7 @@ def test_safetensors_load_into_the_pytorch_network(tmp_path):
 
 
 def test_a_module_of_ones_own_keeps_its_names():
-    student = random_student("tests.test_own_module:Normed", SHAPE)
+    student = random_student("tests.helpers.networks:Normed", SHAPE)
     data = export.to_safetensors(student)
     assert b'"names":"flax"' in data
     np.testing.assert_array_equal(
@@ -320,7 +320,7 @@ class Pooled(nn.Module):
 def test_poolings_called_by_position_are_converted_to_onnx():
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("jax2onnx")
-    student, x = random_student("tests.test_export:Pooled", SHAPE), images()
+    student, x = random_student(f"{__name__}:Pooled", SHAPE), images()
     session = runtime.InferenceSession(export.to_onnx(student))
     (logits,) = session.run(None, {session.get_inputs()[0].name: x})
     assert_same_logits(logits, expected(student, x))
@@ -330,7 +330,7 @@ def test_poolings_called_by_position_are_converted_to_onnx():
 def test_what_onnx_lacks_is_named_with_its_layer():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("jax2onnx")
-    student = random_student("tests.test_export:Pooled", SHAPE)
+    student = random_student(f"{__name__}:Pooled", SHAPE)
     module = Pooled(10, Decomposed)
     variables = jax.jit(module.init)(jax.random.key(0), images())
     with pytest.raises(UserError) as caught:
@@ -348,7 +348,7 @@ def test_a_layer_that_the_onnx_converter_cannot_trace_is_named(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "jax2onnx", SimpleNamespace(to_onnx=to_onnx))
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=None))
-    student = random_student("tests.test_export:Pooled", SHAPE)
+    student = random_student(f"{__name__}:Pooled", SHAPE)
     with pytest.raises(
         UserError, match=r"^jax2onnx cannot convert Pooled/Wrong_0 in tests.*<lambda>"
     ):

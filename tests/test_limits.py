@@ -1,11 +1,12 @@
 """How many arguments a function may take by position, and how long the algorithm's may be."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "dfkd_jax"
+from tests.helpers.paths import ROOT
+
+PACKAGE = ROOT / "dfkd_jax"
 ALGORITHM = ("methods", "distillation", "synthesis", "replay", "losses")
 MOST_ARGUMENTS, MOST_LINES = 6, 90
 # Still to be changed.

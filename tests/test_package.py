@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from dfkd_jax import dfkd
 from dfkd_jax.run.command_line import CONFIGURATIONS, with_named_config
-
-ROOT = Path(__file__).parent.parent
+from tests.helpers.paths import ROOT
 
 
 def test_every_command_is_listed_and_every_one_listed_is_there():

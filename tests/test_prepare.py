@@ -10,7 +10,7 @@ import pytest
 from dfkd_jax import prepare
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import SPECS
-from tests.prepared import prepare_tfds, random_split
+from tests.helpers.prepared import prepare_tfds, random_split
 
 SHAPE = (28, 28, 1)
 

@@ -8,8 +8,8 @@ from dfkd_jax.comparison import run_folders
 from dfkd_jax.run.outputs import method_names
 from dfkd_jax.runtime import results
 from dfkd_jax.runtime.errors import UserError
-from tests.conftest import tiny_config
-from tests.fabricated import MIB, fabricate, read_csv, rows
+from tests.helpers.fabricated import MIB, fabricate, read_csv, rows
+from tests.helpers.tiny import tiny_config
 
 
 @pytest.fixture(autouse=True)

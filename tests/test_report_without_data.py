@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from dfkd_jax import report
 from dfkd_jax.comparison import run_folders
 from dfkd_jax.runtime import results
-from tests.fabricated import fabricate, read_csv, rows
+from tests.helpers.fabricated import fabricate, read_csv, rows
 
 
 def without_data(root, method, agreements):

@@ -7,18 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dfkd_jax.run import checkpoint
 from dfkd_jax.runtime import results
-from tests.conftest import TINY, build, same_bits, tiny_config
+from tests.helpers.commands import EPOCHS, command, without_seconds
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import TINY, build, tiny_config
+from tests.helpers.trees import same_bits
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parent.parent
-EPOCHS = 4
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +33,6 @@ def environment(tmp_path_factory):
     }
 
 
-def command(workdir, *flags, method="lra-mb", **fields):
-    fields = {**TINY, "epochs": EPOCHS, **fields}
-    return [
-        sys.executable,
-        "-m",
-        "dfkd_jax.main",
-        f"--config=configs/digits.py:{method}",
-        f"--workdir={workdir}",
-        *[f"--config.{name}={value}" for name, value in fields.items()],
-        *flags,
-    ]
-
-
 def run(environment, *args, **kwargs):
     return subprocess.run(
         command(*args, **kwargs), cwd=ROOT, env=environment, capture_output=True, text=True
@@ -58,10 +45,6 @@ def final_state(workdir, config):
     manager = checkpoint.open_checkpoints(workdir / "checkpoints")
     assert manager.latest_step() == config.epochs
     return checkpoint.restore_latest(manager, state, pytest.fail)
-
-
-def without_seconds(path):
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in results.read_metrics(path)]
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from benchmarks.scaling import collectives, cost
 from benchmarks.vit import ViT
 from dfkd_jax.networks.own_module import check_call
-from tests.conftest import tiny_config
-from tests.test_devices import on
+from tests.helpers.devices import on
+from tests.helpers.tiny import tiny_config
 
 # No batch norm, so that nothing but gradients and losses is averaged over the devices.
 TinyViT = partial(ViT, patch=4, width=8, depth=1, heads=2)
@@ -36,7 +36,7 @@ def test_collectives_are_counted_with_their_bytes():
 )
 def test_exact_sends_one_gradient_more_than_first_order(measured, expected):
     """The table of docs/scaling.md; beside gradients only scalars and statistics."""
-    name = "tests.test_scaling:TinyViT"
+    name = f"{__name__}:TinyViT"
     student = TinyViT(num_classes=10)
     check_call(student, name, (8, 8, 1), 10)
     images = jnp.zeros((2, 8, 8, 1))

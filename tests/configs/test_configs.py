@@ -1,0 +1,67 @@
+"""The configurations by data set: complete, with every method, and with the papers' numbers."""
+
+import importlib
+
+import pytest
+
+from configs import digits
+from dfkd_jax.data import splits as data
+from dfkd_jax.losses.terms import GeneratorLossWeights
+from dfkd_jax.methods import table as methods
+from dfkd_jax.run.config import to_dict
+from dfkd_jax.run.setup import parse
+from dfkd_jax.runtime.errors import UserError
+from dfkd_jax.runtime.fields import get
+
+NAMES = (
+    *("default", "digits", "mnist", "cifar10", "cifar10_cnn", "cifar10_wrn", "cifar100"),
+    *("cifar100_authors", "svhn", "tiny_imagenet"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_config_file_takes_every_method(name, method, monkeypatch):
+    monkeypatch.setattr(data, "check_prepared", lambda *args, **kwargs: None)
+    config = importlib.import_module(f"configs.{name}").get_config(method)
+    if (name, method) == ("mnist", "dfq"):  # LeNet-5 has no batch norm
+        with pytest.raises(UserError, match=r"loss\.batch_norm"):
+            parse(config)
+    else:
+        parse(config)
+    assert config.method == method
+    assert set(to_dict(config)) == set(to_dict(digits.get_config()))  # no field of its own
+    for field, value in methods.preset(method).items():
+        # The authors' code adds the one-pass joint loss to LRA's retention term.
+        authors = name == "cifar100_authors" and (field, value) == ("objective", "lra")
+        assert get(config, field) == ("lra_concatenated" if authors else value)
+    assert set(GeneratorLossWeights._fields) <= set(config.loss)
+
+
+def test_the_papers_hyper_parameters():
+    from configs import cifar100
+
+    config = cifar100.get_config()
+    assert (config.batch_size, config.iterations_per_epoch, config.epochs) == (512, 72, 400)
+    assert (config.replay.capacity, config.replay.entry_size) == (10, 64)
+    assert (config.meta.inner_lr, config.student.steps, config.generator.steps) == (0.9, 10, 1)
+    joint = cifar100.get_config("mb-dfkd")  # compared at one batch size
+    assert (joint.batch_size, joint.iterations_per_epoch, joint.replay.entry_size) == (512, 72, 64)
+
+
+def test_the_authors_settings_are_a_configuration_of_their_own():
+    """Twice the batch in half the steps for joint replay, and the habits of their code."""
+    from configs import cifar100_authors
+
+    joint = cifar100_authors.get_config("mb-dfkd-concatenated")
+    sizes = (joint.batch_size, joint.iterations_per_epoch, joint.replay.entry_size)
+    assert sizes == (1024, 36, 128)
+    lra = cifar100_authors.get_config("lra-gr")
+    assert (lra.batch_size, lra.iterations_per_epoch, lra.replay.entry_size) == (512, 72, 64)
+    assert (lra.objective, lra.meta.inner_weight_decay) == ("lra_concatenated", 5e-4)
+    shipped = cifar100_authors.get_config()
+    assert (shipped.objective, shipped.meta.variant) == ("lra_concatenated", "detached")
+    for config in (joint, lra, shipped):
+        assert config.generator.student_mode == "eval_after_test"
+        assert config.replay.recall_running_statistics
+        assert config.replay.accumulate_recall_gradient

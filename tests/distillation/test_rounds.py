@@ -1,0 +1,84 @@
+"""Rounds of a synthesizer: begin, updates, finish, in both loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkd_jax.distillation.roles import Plan
+from tests.helpers.tiny import build, epoch_of, tiny_config
+
+
+def counting(synthesizer):
+    """The synthesizer on a state with counts of what was called, in the order of the calls."""
+
+    def noted(state, place):
+        inner, counts, last = state
+        # A round is begin, its updates, finish, and nothing else.
+        allowed = {"begin": (-1, 2), "update": (0, 1), "finish": (1,)}[place]
+        number = ("begin", "update", "finish").index(place)
+        fits = jnp.any(last == jnp.array(allowed))
+        return inner, {**counts, place: counts[place] + fits}, jnp.int32(number)
+
+    def init(key):
+        counts = {place: jnp.zeros((), jnp.int32) for place in ("begin", "update", "finish")}
+        return synthesizer.init(key), counts, jnp.int32(-1)
+
+    def begin(state, key):
+        inner, counts, last = noted(state, "begin")
+        return synthesizer.init(key), counts, last
+
+    def update(state, view, key):
+        inner, counts, last = noted(state, "update")
+        inner, metrics = synthesizer.update(inner, view, key)
+        return (inner, counts, last), metrics
+
+    return synthesizer._replace(
+        init=init,
+        begin=begin,
+        update=update,
+        finish=lambda state: noted(state, "finish"),
+        sample=lambda state, key: synthesizer.sample(state[0], key),
+    )
+
+
+@pytest.mark.parametrize("loop", ["step", "scan"])
+@pytest.mark.parametrize("rounds, updates", [(1, 2), (2, 1)])
+def test_a_round_is_begin_updates_finish(loop, rounds, updates):
+    config = tiny_config("no-replay", loop=loop, iterations_per_epoch=2)
+    built, state, teacher = build(config)
+    method = built.parts.method
+    method = method._replace(
+        synthesizer=counting(method.synthesizer),
+        plan=Plan(updates=updates, student_steps=1, rounds=rounds),
+    )
+    parts = built.parts._replace(method=method)
+    state = state.replace(synthesizer=method.synthesizer.init(state.key))
+    state, metrics = epoch_of(config, built._replace(parts=parts))(state, teacher)
+    counts = {place: int(count) for place, count in state.synthesizer[1].items()}
+    assert counts == {"begin": 2 * rounds, "update": 2 * rounds * updates, "finish": 2 * rounds}
+    assert int(state.updates) == 2 * rounds * updates and int(state.student_steps) == 2
+    assert np.isfinite(metrics["generator_loss"])
+
+
+def test_each_round_begins_from_a_key_of_its_own():
+    config = tiny_config("no-replay", iterations_per_epoch=1)
+    built, state, teacher = build(config)
+    method = built.parts.method
+    synthesizer = method.synthesizer._replace(
+        init=lambda key: jax.random.key_data(key),
+        begin=lambda state, key: jax.random.key_data(key),
+        update=lambda state, view, key: (state, {}),
+        sample=method.synthesizer.sample,
+    )
+    parts = built.parts._replace(
+        method=method._replace(synthesizer=synthesizer, plan=Plan(updates=1, student_steps=1))
+    )
+    from dfkd_jax.distillation.steps import begin_step
+
+    seen = set()
+    for updates in range(3):
+        own = state.replace(updates=jnp.int32(updates), synthesizer=())
+        begun, _ = begin_step(parts, own, teacher)
+        seen.add(tuple(np.asarray(begun.synthesizer).tolist()))
+    assert len(seen) == 3

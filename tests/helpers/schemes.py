@@ -1,0 +1,49 @@
+"""Replay schemes on the tiny configuration, and an untrained teacher for them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.replay.scheme import Batch
+from dfkd_jax.replay.schemes import create_replay
+from tests.helpers.tiny import tiny_config
+
+SHAPE, CLASSES = (8, 8, 1), 10
+KEY = jax.random.key(0)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+MODEL = create_classifier("cnn_half", CLASSES)
+
+
+@functools.cache
+def teacher_variables():
+    with jax.ensure_compile_time_eval():  # the first call may come from a function being traced
+        return MODEL.init(KEY, jnp.zeros((2, *SHAPE)), train=False)
+
+
+def teacher(images):
+    """Logits and features of an untrained teacher."""
+    return MODEL.apply(teacher_variables(), images, train=False)
+
+
+@functools.cache
+def scheme_of(kind, **fields):
+    """(scheme, jitted observe, jitted recall) on the tiny configuration, made to learn fast."""
+    fields = {"kind": kind, "vae_learning_rate": 0.005, **fields}
+    config = tiny_config(**{f"replay.{name}": value for name, value in fields.items()})
+    scheme = create_replay(config, SHAPE, CLASSES)
+    observe = jax.jit(lambda *args: scheme.observe(*args, teacher)[0])
+    recall = jax.jit(lambda *args: scheme.recall(*args, teacher))
+    return scheme, observe, recall
+
+
+def fresh(scheme, seed=0):
+    images = jnp.asarray(normal(scheme.observed_images, *SHAPE, seed=seed))
+    return Batch(images, teacher(images)[0])

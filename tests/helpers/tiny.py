@@ -1,0 +1,87 @@
+"""Configurations and networks so small that a step is a matter of milliseconds."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from configs import digits
+from dfkd_jax.distillation import steps
+from dfkd_jax.distillation.epoch import create_epoch
+from dfkd_jax.distillation.steps import Parts
+from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.run import teacher
+from dfkd_jax.run.setup import create_parts, parse
+from dfkd_jax.runtime.devices import Devices, mapped
+from dfkd_jax.runtime.metrics import averages
+
+TINY = {
+    "parallel.devices": 1,
+    "epochs": 3,
+    "batch_size": 8,
+    "iterations_per_epoch": 3,
+    "student.steps": 2,
+    "teacher.model": "cnn_half",
+    "teacher.epochs": 2,
+    "generator.latent_dim": 4,
+    "generator.channels": (8, 4),
+    "replay.capacity": 2,
+    "replay.entry_size": 4,
+    "replay.push_period": 1,
+    "replay.push_unit": "iteration",
+    "replay.mix": False,
+    "meta.inner_lr": 0.1,
+}
+
+
+def tiny_config(method="lra-mb", **fields):
+    """Digits with networks and budgets so small that a step is a matter of milliseconds."""
+    config = digits.get_config(method)
+    config.update_from_flattened_dict({**TINY, **fields})
+    return config
+
+
+class Steps(NamedTuple):
+    """The steps of one configuration, (state, teacher variables) -> state, and their parts."""
+
+    generator_step: Callable
+    student_step: Callable
+    observe_step: Callable
+    parts: Parts
+
+
+def build(config):
+    """(steps, state, teacher variables) of a configuration, with an untrained teacher."""
+    parts = create_parts(parse(config, reads_data=False))
+    state = jax.jit(partial(steps.init, parts))(jax.random.key(config.seed))
+    images = jnp.zeros((2, *parts.image_shape))
+    init = jax.jit(lambda key: parts.teacher.init(key, images, train=False))
+
+    def state_after(step):
+        return lambda state, teacher: step(parts, state, teacher)[0]
+
+    every = (steps.update_step, steps.student_step, steps.observe_step)
+    return Steps(*map(state_after, every), parts), state, init(jax.random.key(99))
+
+
+def measured(step, built, state, teacher):
+    """What a step of `dfkd_jax.distillation.steps` measures, by name; NaN where nothing was."""
+    found = jax.jit(partial(step, built.parts))(state, teacher)[1]
+    return jax.tree.map(float, averages(found))
+
+
+def untrained_teacher(directory, seed=0):
+    """The folder of a teacher of `tiny_config` that nobody has trained."""
+    model = create_classifier("cnn_half", 10)
+    variables = model.init(jax.random.key(seed), jnp.zeros((2, 8, 8, 1)), train=False)
+    card = {"model": "cnn_half", "num_classes": 10, "image_shape": [8, 8, 1]}
+    teacher.save_teacher(directory, variables, card)
+    return directory
+
+
+def epoch_of(config, built):
+    """The epoch function on one device."""
+    parts = built.parts._replace(iterations_per_epoch=config.iterations_per_epoch)
+    return create_epoch(config.loop, parts, parts, mapped(Devices.first(), None))

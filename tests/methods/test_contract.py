@@ -1,0 +1,108 @@
+"""What every method of the table must keep, as one contract."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkd_jax.distillation import steps
+from dfkd_jax.distillation.state import layout_of
+from dfkd_jax.methods.table import METHODS
+from dfkd_jax.run import checkpoint
+from dfkd_jax.run.setup import create_algorithm, parse
+from dfkd_jax.runtime import devices
+from tests.helpers.tiny import tiny_config
+from tests.helpers.trees import cast, same_bits
+
+pytestmark = pytest.mark.slow
+
+FIELDS = {
+    "teacher.model": "tests.helpers.networks:SmallNet",
+    "student.model": "tests.helpers.networks:SmallNet",
+    "generator.channels": (4, 4),
+    "iterations_per_epoch": 2,
+    "epochs": 2,
+}
+
+
+def methods():
+    """Every method of the table, and the example of the documentation."""
+    return [*METHODS, "pixels"]
+
+
+@pytest.fixture(scope="module", params=methods())
+def method(request, own_method_example):
+    return request.param
+
+
+def algorithm_of(method, loop, count):
+    config = tiny_config(method, loop=loop, **FIELDS)
+    config.parallel.devices = count
+    setup = parse(config, reads_data=False)
+    some = devices.choose(config.parallel, setup.split_sizes)
+    return create_algorithm(setup, some), some
+
+
+def prepared(algorithm, some):
+    """The first state and a teacher, in float64."""
+    teacher = algorithm.parts.teacher
+    images = jnp.zeros((2, *algorithm.parts.image_shape))
+    variables = jax.jit(lambda key: teacher.init(key, images, train=False))(jax.random.key(99))
+    variables = some.put(jax.tree.map(np.asarray, cast(variables, jnp.float64)))
+    state = cast(algorithm.init(1), jnp.float64)
+    return jax.device_put(state, some.shardings(layout_of(algorithm.parts.method))), variables
+
+
+def test_both_loops_and_two_devices_give_the_same_numbers(method, x64, tmp_path):
+    """An epoch reads nothing back, leaves the teacher alone, and what is saved is the state."""
+    found = []
+    for loop, count in (("step", 1), ("scan", 1), ("step", 2)):
+        algorithm, some = algorithm_of(method, loop, count)
+        state, variables = prepared(algorithm, some)
+        before = jax.tree.map(np.array, variables)
+        algorithm.epoch(*prepared(algorithm, some))  # compiles, which may move constants
+        with jax.transfer_guard_device_to_host("disallow"):
+            state, metrics = algorithm.epoch(state, variables)
+        assert same_bits(before, jax.tree.map(np.array, variables))
+        found.append((some.local(state), jax.device_get(metrics)))
+    (first, measured), *others = found
+    assert int(first.student_steps) == 4 and measured["finite"]
+    for state, metrics in others:
+        assert metrics.keys() == measured.keys()
+        for name, value in measured.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(first.student.params)[0]:
+            other = state.student.params
+            for key in path:
+                other = other[key.key]
+            np.testing.assert_allclose(other, leaf, rtol=1e-6, atol=1e-9)
+
+    manager = checkpoint.open_checkpoints(tmp_path / "checkpoints")
+    checkpoint.save(manager, 1, first, [{"epoch": 1}])
+    restored, history = checkpoint.restore_latest(manager, first, pytest.fail)
+    manager.close()
+    assert same_bits(restored, first) and history == [{"epoch": 1}]
+
+
+def test_each_step_changes_what_is_its_own(method):
+    algorithm, some = algorithm_of(method, "step", 1)
+    parts, state = algorithm.parts, algorithm.init(1)
+    images = jnp.zeros((2, *parts.image_shape))
+    teacher = parts.teacher.init(jax.random.key(99), images, train=False)
+    own = {
+        steps.begin_step: {"synthesizer"},
+        steps.update_step: {"synthesizer", "updates"},
+        steps.finish_step: {"synthesizer"},
+        steps.student_step: {"student", "student_steps", "recent"},
+        steps.observe_step: {"replay"},
+    }
+    for step, allowed in own.items():
+        after, _ = jax.jit(partial(step, parts))(state, teacher)
+        names = type(state).__dataclass_fields__
+        changed = {n for n in names if not same_bits(getattr(state, n), getattr(after, n))}
+        assert changed <= allowed, step.__name__
+        if step in (steps.update_step, steps.student_step):
+            assert len(changed) > 1, step.__name__
+        state = after

@@ -1,0 +1,221 @@
+"""Several processes on the loopback interface: the same numbers, stopped and killed together."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dfkd_jax.runtime import processes, results
+from dfkd_jax.runtime.stop import STOPPED
+from tests.helpers.commands import EPOCHS, command, without_seconds
+from tests.helpers.paths import ROOT
+
+pytestmark = pytest.mark.slow
+FIELDS = {"batch_size": 16, "replay.entry_size": 8, "parallel.devices": 0}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Processes share compiled programs, so that only the first of them compiles."""
+    cache = tmp_path_factory.mktemp("xla")
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def started(environment, count, devices, arguments_of):
+    """`count` processes with so many emulated devices each."""
+    coordinator = f"localhost:{free_port()}"
+    flags = f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return [
+        subprocess.Popen(
+            arguments_of(coordinator, index),
+            cwd=ROOT,
+            env={**environment, "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def run(environment, workdir, count, devices, **fields):
+    def arguments(coordinator, index):
+        several = [
+            f"--coordinator={coordinator}",
+            f"--num_processes={count}",
+            f"--process_id={index}",
+        ]
+        return command(workdir, *(several if count > 1 else []), **{**FIELDS, **fields})
+
+    return started(environment, count, devices, arguments)
+
+
+def ends(processes, timeout=300):
+    """(exit code, standard output, standard error) of each."""
+    ended = [p.communicate(timeout=timeout) for p in processes]
+    return [(p.returncode, *texts) for p, texts in zip(processes, ended, strict=True)]
+
+
+def wait_for_epoch(process, number):
+    for line in process.stdout:
+        if re.match(rf"epoch {number}/{EPOCHS} .*L_acq", line):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.fixture(scope="module")
+def whole(environment, tmp_path_factory):
+    """The run on one process with 4 devices."""
+    workdir = tmp_path_factory.mktemp("whole")
+    ((code, out, error),) = ends(run(environment, workdir, 1, 4))
+    assert code == 0, error
+    assert "on 4 devices" in out
+    return workdir
+
+
+def assert_close(a, b):
+    """The curves of two runs, in float32."""
+    a, b = (without_seconds(workdir / "metrics.jsonl") for workdir in (a, b))
+    assert len(a) == len(b) == EPOCHS
+    for x, y in zip(a, b, strict=True):
+        for key, value in x.items():
+            percent = key.endswith(("accuracy", "agreement", "share"))
+            # A cosine near 0 has the rounding of one near 1.
+            bound = 2.0 if percent else 1e-2 if key == "gradient_alignment" else 1e-3
+            assert y[key] == pytest.approx(value, rel=1e-2, abs=bound), key
+
+
+def assert_goes_on(environment, workdir, count, done):
+    """The same command on `count` processes finishes what has so many epochs."""
+    ended = ends(run(environment, workdir, count, 2))
+    for code, _, error in ended:
+        assert code == 0, error
+    assert f", after epoch {done}." in ended[0][1]
+
+
+@pytest.mark.parametrize("method, mapping", [("lra-mb", "pmap"), ("lra-gr", "shard_map")])
+def test_2_processes_of_2_devices_equal_1_of_4(environment, tmp_path, method, mapping):
+    for count, devices in ((1, 4), (2, 2)):
+        output = tmp_path / f"{count}.npz"
+
+        def arguments(coordinator, index, output=output, count=count):
+            script = [sys.executable, "-m", "tests.helpers.float64_epochs", str(output)]
+            return [*script, method, mapping, coordinator, str(count), str(index)]
+
+        for code, _, error in ends(started(environment, count, devices, arguments)):
+            assert code == 0, error
+    one, two = (np.load(tmp_path / f"{count}.npz") for count in (1, 2))
+    assert len(one.files) == len(two.files) > 20
+    for name in one.files:
+        scale = max(np.max(np.abs(one[name]), initial=0), 1e-2)
+        np.testing.assert_allclose(one[name], two[name], rtol=0, atol=1e-9 * scale)
+
+
+def test_sigterm_to_one_of_them_stops_both_after_the_epoch(whole, environment, tmp_path):
+    both = run(environment, tmp_path, 2, 2)
+    wait_for_epoch(both[0], 1)
+    both[1].send_signal(signal.SIGTERM)
+    (code, out, error), (other_code, other_out, _) = ends(both)
+    assert (code, other_code) == (STOPPED, STOPPED), error
+    assert "The same command goes on from there" in out and "epoch" not in other_out
+    done = len(results.read_metrics(tmp_path / "metrics.jsonl"))
+    assert 1 <= done < EPOCHS and (tmp_path / "checkpoints" / str(done)).is_dir()
+    assert not (tmp_path / "summary.json").exists()
+    assert_goes_on(environment, tmp_path, 2, done)
+    assert_close(whole, tmp_path)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # one for each start
+
+
+@pytest.mark.parametrize("killed, restarted", [(1, 2), (0, 1)])  # process 0 is the coordinator
+def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(
+    whole, environment, tmp_path, killed, restarted
+):
+    both = run(environment, tmp_path, 2, 2)
+    wait_for_epoch(both[0], 2)
+    both[killed].kill()
+    moment = time.monotonic()
+    code, _, error = ends(both, timeout=3 * processes.HEARTBEAT_SECONDS)[1 - killed]
+    assert code != 0 and time.monotonic() - moment < 3 * processes.HEARTBEAT_SECONDS
+    assert re.search("Another process of this run was lost|another task died", error), error
+    done = max(
+        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
+    )
+    assert 2 <= done < EPOCHS
+    assert_goes_on(environment, tmp_path, restarted, done)
+    assert_close(whole, tmp_path)
+
+
+CLUSTERS = {
+    "SLURM": {
+        "SLURM_JOB_ID": "1234",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "{index}",
+        "SLURM_LOCALID": "{index}",
+    },
+    "Open MPI": {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "{index}",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "{index}",
+    },
+}
+# Where it is, then what both agree on: that process 1 says so, and what process 0 says.
+MEETING = """
+import jax
+from dfkd_jax.runtime import processes
+processes.start("cluster", None, None, None)
+me = jax.process_index()
+print(me, jax.process_count(), processes.any_of(me == 1), processes.from_main(7 - me))
+"""
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_processes_of_a_cluster_find_each_other_by_its_environment(environment, name):
+    port = free_port()
+
+    def arguments(_, index):
+        variables = {**CLUSTERS[name], "JAX_COORDINATOR_PORT": str(port)}
+        words = [f"{key}={value.format(index=index)}" for key, value in variables.items()]
+        return ["env", *words, sys.executable, "-c", MEETING]
+
+    for index, (code, out, error) in enumerate(ends(started(environment, 2, 2, arguments), 60)):
+        assert code == 0, error
+        assert out.splitlines()[-1] == f"{index} 2 True 7"  # Gloo prints before it
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--num_processes=2"], "--coordinator is missing"),
+        (["--coordinator=localhost:1", "--num_processes=2"], "--process_id is missing"),
+        (
+            ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
+            "--process_id is 2; allowed are 0 to 1",
+        ),
+        (["--distributed=cluster", "--process_id=0"], "--distributed is cluster and --process_id"),
+        (["--distributed=cluster"], "the environment does not describe one"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence(environment, tmp_path, flags, sentence):
+    done = subprocess.run(
+        command(tmp_path / "run", *flags), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
