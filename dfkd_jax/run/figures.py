@@ -18,6 +18,12 @@ from dfkd_jax.runtime.results import ACCURACY, AGREEMENT, CLASS_SHARE, replacing
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B6B6B"
 MOST_IMAGES = 32  # of a panel in a sample grid
+COLUMNS = 4  # of the figure of all other measures
+# What the learning curve shows, or what is no measure.
+_IN_LEARNING_CURVE = {
+    *("epoch", "seconds", ACCURACY, "acquisition_loss", "retention_loss"),
+    *("generator_loss", "gradient_alignment"),
+}
 
 
 class Panel(NamedTuple):
@@ -86,6 +92,40 @@ def learning_curve(
     if len(epochs):
         margin = 0.5 + 0.02 * np.ptp(epochs)
         accuracy.set_xlim(epochs.min() - margin, epochs.max() + margin)
+    save(figure, path)
+
+
+def measures(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Draw what the learning curve leaves out: every other measure, each in a panel of its own.
+
+    Nobody lists them: what a part of the method measures is drawn because the records have it.
+
+    Args:
+      history: one record per epoch; None or a missing key leaves a gap, and a measure that no
+        record has a value of is left out.
+      path: the file, replaced atomically; its ending sets the format (.png, .pdf, .svg).
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    epochs = np.array([record["epoch"] for record in history], float)
+    names = sorted({name for record in history for name in record} - _IN_LEARNING_CURVE)
+    series = {name: _series(history, name) for name in names}
+    series = {name: values for name, values in series.items() if np.isfinite(values).any()}
+    rows = max(1, -(-len(series) // COLUMNS))
+    figure = Figure(figsize=(12, 0.6 + 2.1 * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    grid = figure.subplots(rows, COLUMNS, sharex=True, squeeze=False)
+    for axes, (name, values) in zip(grid.flat, series.items(), strict=False):
+        panel(axes, name.replace("_", " "), "")
+        _line(axes, epochs, values, BLUE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for index, axes in enumerate(grid.flat):
+        axes.set_visible(index < len(series))
+        # Below the last panel of a column, which need not be in the last row.
+        if index < len(series) <= index + COLUMNS:
+            axes.set_xlabel("epoch")
+            axes.tick_params(labelbottom=True)
     save(figure, path)
 
 

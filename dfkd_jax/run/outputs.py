@@ -17,7 +17,7 @@ from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.distillation.objectives import WITH_INNER_STEP
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.run import collapse, samples
-from dfkd_jax.run.figures import learning_curve
+from dfkd_jax.run.figures import learning_curve, measures
 from dfkd_jax.run.progress import summary_table
 from dfkd_jax.run.resume import Run
 from dfkd_jax.run.setup import Algorithm
@@ -74,6 +74,7 @@ class Outputs:
                 workdir / "learning_curve.png",
                 data.tested_split(self._run.config.dataset),
             )
+            measures(self._run.history, workdir / "measures.png")
             panels = samples.panels(algorithm.parts, state, teacher_variables, spec)
             samples.write(panels, workdir / "samples.png")
 

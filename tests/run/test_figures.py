@@ -155,3 +155,19 @@ def test_arrays_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(ValueError, match="N, H, W, 1 or 3"):
         figures.sample_grid([("memory", images[..., 0], [1, 1], [1, 1])], tmp_path / "s.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_other_measure_is_drawn_without_being_listed(tmp_path, drawn):
+    """A measure that only one method has, one that begins late, and none that is never there."""
+    common = {"student_accuracy": 90.0, "acquisition_loss": 1.0, "seconds": 2.0, "never": None}
+    history = [
+        {"epoch": 1, **common, "generator_one_hot": 0.5, "of_my_own": None},
+        {"epoch": 2, **common, "generator_one_hot": 0.4, "of_my_own": 3.0},
+        {"epoch": 3, **common, "generator_one_hot": 0.3, "of_my_own": 4.0},
+    ]
+    figures.measures(history, tmp_path / "measures.png")
+    shown = [axes for axes in drawn[-1].axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in shown] == ["generator one hot", "of my own"]
+    (line,) = shown[1].lines
+    np.testing.assert_array_equal(line.get_ydata(), [np.nan, 3.0, 4.0])
+    assert (tmp_path / "measures.png").stat().st_size > 1000
