@@ -43,6 +43,10 @@ def spread(images: jax.Array) -> jax.Array:
     return jnp.sum(distances) / (count * (count - 1))
 
 
+def _together(recalls: jax.Array) -> jax.Array:
+    return recalls.reshape(-1, *recalls.shape[2:])
+
+
 def create_agreement(
     config: ml_collections.ConfigDict,
     parts: Parts,
@@ -81,8 +85,7 @@ def create_agreement(
             recalled = jax.vmap(lambda key: replay.recall(state.replay, key, teacher))(
                 jax.random.split(keys["memory"], recalls)
             )
-            both = (recalled.images, recalled.logits)
-            sets["memory"] = tuple(part.reshape(-1, *part.shape[2:]) for part in both)
+            sets["memory"] = (_together(recalled.images), _together(recalled.logits))
         images = jnp.concatenate([images for images, _ in sets.values()])
         student, _ = parts.student.apply(variables, images, train=False)  # once: less to compile
         nothing = dict.fromkeys(("memory_agreement", "memory_distance"), jnp.full((), jnp.nan))

@@ -5,6 +5,8 @@ entry costs no teacher pass. All functions are pure, keep every shape, and are s
 `scan`, `vmap` and `pmap`; an empty or partly filled bank is a matter of values, not of shapes.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,7 @@ from dfkd_jax.runtime.devices import WHOLE
 from dfkd_jax.runtime.metrics import Metrics
 
 
-@struct.dataclass
-class MemoryBank:
+class MemoryBank(struct.PyTreeNode):
     """A ring of K entries of m images each."""
 
     images: jax.Array  # (K, m, H, W, C)
@@ -188,6 +189,7 @@ def create(
         del key, teacher
         return Batch(*newest(bank, count))
 
+    axes: dict[str, Any] = {"images": 1, "logits": 1, "next": WHOLE, "size": WHOLE}
     return Replay(
         empty,
         observe,
@@ -196,7 +198,7 @@ def create(
         observed_images=entry_size,
         exhibit=exhibit,
         title="memory bank, newest first",
-        layout=MemoryBank(images=1, logits=1, next=WHOLE, size=WHOLE),
+        layout=MemoryBank(**axes),
     )
 
 
