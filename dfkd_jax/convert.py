@@ -132,7 +132,7 @@ def describe(given: argparse.Namespace) -> Description:
         raise UserError(f"--model: {error}") from error
     if name is not None and name not in SPECS:
         raise UserError(f"--dataset is {name!r}; allowed are {', '.join(SPECS)}.")
-    spec = SPECS.get(name)
+    spec = None if name is None else SPECS[name]
     size, channels, num_classes = given.image_size, given.channels, given.num_classes
     defaults = {"--image_size": 32, "--channels": 1 if given.model.startswith("lenet") else 3}
     if spec is not None:

@@ -74,7 +74,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
         ) from error
     import tensorflow_datasets as tfds
 
-    return tfds.builder(SPECS[name].tfds_name, data_dir=str(tfds_data.data_root(data_dir)))
+    tfds_name = SPECS[name].tfds_name
+    assert tfds_name is not None
+    return tfds.builder(tfds_name, data_dir=str(tfds_data.data_root(data_dir)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

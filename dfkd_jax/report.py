@@ -136,10 +136,12 @@ def choose_baseline(labels: Sequence[str], wanted: str | None) -> str:
     Raises:
       UserError: the wanted label is not among them.
     """
+    if wanted is None:
+        return DEFAULT_BASELINE if DEFAULT_BASELINE in labels else labels[0]
     wanted = {label.replace(" ", "_"): label for label in labels}.get(wanted, wanted)
-    if wanted is not None and wanted not in labels:
+    if wanted not in labels:
         raise UserError(f"--baseline is {wanted!r}; allowed are {', '.join(labels)}.")
-    return wanted or (DEFAULT_BASELINE if DEFAULT_BASELINE in labels else labels[0])
+    return wanted
 
 
 def _write(path: Path, text: str) -> None:

@@ -65,6 +65,7 @@ def ablation(groups: Groups, *paths: str | os.PathLike) -> None:
       OSError: a file cannot be written.
     """
     field, quality = varied_field(groups), quality_of(groups)
+    assert field is not None
     by_method: dict[str, list[Run]] = {}
     for runs in groups.values():
         by_method.setdefault(method_label(runs[0].summary), []).extend(runs)
@@ -102,8 +103,9 @@ def _draw(
     for i, (name, runs) in enumerate(by_method.items()):
         by_value: dict[float, list[float]] = {}
         for run in runs:
-            if measure.of(run) is not None:
-                by_value.setdefault(_value(run, field), []).append(measure.of(run))
+            value = measure.of(run)
+            if value is not None:
+                by_value.setdefault(_value(run, field), []).append(value)
         if not by_value:
             continue
         measured += itertools.chain(*by_value.values())

@@ -115,8 +115,17 @@ def final_accuracy(groups: Groups, *paths: str | os.PathLike) -> None:
         mean, half_width, _ = mean_interval(values)
         error = None if np.isnan(half_width) else [half_width]
         fill = "white" if style.joint else style.color
-        shape = {"fmt": style.marker, "color": style.color, "markerfacecolor": fill}
-        axes.errorbar([mean], [row - 0.12], xerr=error, markersize=7, capsize=3, lw=1.6, **shape)
+        axes.errorbar(
+            [mean],
+            [row - 0.12],
+            xerr=error,
+            markersize=7,
+            capsize=3,
+            lw=1.6,
+            fmt=style.marker,
+            color=style.color,
+            markerfacecolor=fill,
+        )
     measured = [value for values in finals.values() for value in values if value is not None]
     low, high = axes.get_xlim()
     if measured:  # two seeds can have an interval wider than the scale
@@ -176,7 +185,7 @@ def _curves(
 def _teachers(axes: Axes, groups: Groups) -> None:
     """One dashed line for each accuracy a teacher had; usually there is one teacher."""
     found = {run.summary.get("teacher_accuracy") for runs in groups.values() for run in runs}
-    for accuracy in sorted(found - {None}):
+    for accuracy in sorted(value for value in found if value is not None):
         axes.axhline(
             accuracy,
             color=GREY,

@@ -76,9 +76,8 @@ def is_authors_code(run: Run) -> bool:
 
 def meaning(run: Run) -> str:
     """What the run's label stands for: its replay and what the student descends."""
-    method, replay, objective, gradient = (
-        run.summary.get(k) for k in ("method", "replay", "objective", "gradient")
-    )
+    names: list[Any] = [run.summary.get(k) for k in ("method", "replay", "objective", "gradient")]
+    method, replay, objective, gradient = names
     words = [SCHEMES.get(replay, str(replay).replace("_", " "))]
     if is_authors_code(run):
         words.append(AUTHORS_CODE)

@@ -4,8 +4,8 @@ NaN and None stand for "not measured" and never count.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from scipy import stats
@@ -60,8 +60,8 @@ def mean_interval(values: Iterable[float | None], confidence: float = CONFIDENCE
 
 
 def paired_difference(
-    values: Mapping[Hashable, float | None],
-    baseline: Mapping[Hashable, float | None],
+    values: Mapping[Any, float | None],
+    baseline: Mapping[Any, float | None],
     confidence: float = CONFIDENCE,
 ) -> Difference:
     """Mean of values − baseline over common keys (seeds), its t-interval and paired t-test.
@@ -69,10 +69,8 @@ def paired_difference(
     Pairing takes out what a seed does to both, so the interval is often far narrower than those of
     the two means. It is not corrected for the number of comparisons that a table makes.
     """
-    common = [
-        key for key in values if _is_measured(values[key]) and _is_measured(baseline.get(key))
-    ]
-    differences = [values[key] - baseline[key] for key in common]
+    pairs = [(value, baseline.get(key)) for key, value in values.items()]
+    differences = [a - b for a, b in pairs if _is_measured(a) and _is_measured(b)]
     mean, half_width, n = mean_interval(differences, confidence)
     if n < 2:
         return Difference(mean, half_width, math.nan, n)
@@ -98,7 +96,7 @@ def band(runs: Sequence[Mapping[int, float | None]], confidence: float = CONFIDE
     return Band(np.array(epochs, int), columns[0], columns[1], columns[2].astype(int))
 
 
-def _is_measured(value: float | None) -> bool:
+def _is_measured(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 

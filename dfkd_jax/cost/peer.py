@@ -136,6 +136,7 @@ class Peer:
             print(line, file=self._process.stdin, flush=True)
         except BrokenPipeError:
             pass  # what it said before it ended follows
+        assert self._process.stdout  # a pipe
         answer = self._process.stdout.readline()
         if not answer:
             self._errors.seek(0)

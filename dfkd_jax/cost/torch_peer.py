@@ -229,7 +229,7 @@ class Work:
         with torch.no_grad():
             images = self.images()
             logits = self.teacher(images)[0]
-        entry = torch.randint(self.work["capacity"], ()).item()
+        entry = int(torch.randint(self.work["capacity"], ()))
         kept = self.bank_images[entry], self.bank_logits[entry]
         if self.work["mix"]:
             chosen = torch.randint(self.bank_logits[..., 0].numel(), (self.work["entry_size"],))

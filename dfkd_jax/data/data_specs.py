@@ -92,7 +92,7 @@ def _own(dataset: ml_collections.ConfigDict, card: Mapping[str, Any]) -> Dataset
                 f"config.dataset.num_classes is {dataset.num_classes} but "
                 f"{dataset.data_dir}/test holds {known['num_classes']} class folders."
             )
-    values = {f: known.get(f) if dataset[f] is None else dataset[f] for f in FIELDS}
+    values: dict[str, Any] = {f: known.get(f) if dataset[f] is None else dataset[f] for f in FIELDS}
     missing = [f"config.dataset.{field}" for field in FIELDS if values[field] is None]
     if missing:
         raise UserError(

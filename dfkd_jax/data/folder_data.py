@@ -23,12 +23,7 @@ def class_names(data_dir: str | os.PathLike | None, split: str) -> list[str]:
       UserError: no folder is given.
       DataMissing: the folder has no such split.
     """
-    if data_dir is None:
-        raise UserError(
-            "config.dataset.data_dir is None but config.dataset.name is 'folder'; give the folder "
-            "that holds test/CLASS and train/CLASS."
-        )
-    folder = Path(data_dir).expanduser() / split
+    folder = _root(data_dir) / split
     if not folder.is_dir():
         raise DataMissing(
             f"config.dataset.name is 'folder' but {folder} is no folder; it must hold a folder of "
@@ -46,7 +41,7 @@ def find(spec: DatasetSpec, data_dir: str | os.PathLike | None) -> Path:
       DataMissing: there is no test split.
     """
     names = class_names(data_dir, "test")
-    folder = Path(data_dir).expanduser()
+    folder = _root(data_dir)
     if (folder / "train").exists():
         unmatched = set(class_names(data_dir, "train")).symmetric_difference(names)
         if unmatched:
@@ -73,6 +68,15 @@ def read(folder: Path, split: str) -> tuple[int, Iterator[Example]]:
     label = {name: index for index, name in enumerate(class_names(folder, split))}
     examples = (Example(str(path), path.read_bytes(), label[path.parent.name]) for path in found)
     return len(found), examples
+
+
+def _root(data_dir: str | os.PathLike | None) -> Path:
+    if data_dir is None:
+        raise UserError(
+            "config.dataset.data_dir is None but config.dataset.name is 'folder'; give the folder "
+            "that holds test/CLASS and train/CLASS."
+        )
+    return Path(data_dir).expanduser()
 
 
 def _is_visible(path: Path) -> bool:

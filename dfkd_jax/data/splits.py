@@ -10,7 +10,7 @@ Whole splits are held in memory as uint8. Each kind of source is a module with t
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +158,7 @@ def denormalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) 
 def _load_digits(split: str) -> Split:
     from sklearn.datasets import load_digits  # here, as it costs half a second
 
-    digits = load_digits()
+    digits = cast(Any, load_digits())
     images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)  # they hold 0..16
     labels = digits.target.astype(np.int32)
     # A third of each class, in the frozen stream too.

@@ -22,6 +22,7 @@ def find(spec: DatasetSpec, data_dir: str | os.PathLike | None) -> Path:
     Raises:
       DataMissing: there is none; says how to prepare it.
     """
+    assert spec.tfds_name is not None
     root = data_root(data_dir)
     folder = root / spec.tfds_name
     versions = [path for path in folder.glob("*.*.*") if _is_prepared(path)]
@@ -48,7 +49,10 @@ def read(folder: Path, split: str) -> tuple[int, Iterator[Example]]:
     builder = tfds.builder_from_directory(os.fspath(folder))
     # Its own decoding is several times slower, and its result depends on whether OpenCV is there.
     decoders = {"image": tfds.decode.SkipDecoding()}
-    source = builder.as_data_source(split=split, decoders=decoders)
+    source = builder.as_data_source(
+        split=split,  # pyright: ignore[reportCallIssue]  # its decorator hides the arguments
+        decoders=decoders,
+    )
 
     def examples() -> Iterator[Example]:
         for start in range(0, len(source), 1024):

@@ -43,6 +43,10 @@ def spread(images: jax.Array) -> jax.Array:
     return jnp.sum(distances) / (count * (count - 1))
 
 
+def _together(recalls: jax.Array) -> jax.Array:
+    return recalls.reshape(-1, *recalls.shape[2:])
+
+
 def create_agreement(parts: Parts) -> Agreement:
     """(state, teacher variables) -> what they agree on now; pure, draws from a stream of its own.
 
@@ -80,8 +84,7 @@ def create_agreement(parts: Parts) -> Agreement:
 
             recalls = -(-len(fresh) // len(jax.eval_shape(recall, keys["memory"]).images))
             recalled = jax.vmap(recall)(jax.random.split(keys["memory"], recalls))
-            both = (recalled.images, recalled.logits)
-            sets["memory"] = tuple(part.reshape(-1, *part.shape[2:]) for part in both)
+            sets["memory"] = (_together(recalled.images), _together(recalled.logits))
         images = jnp.concatenate([images for images, _ in sets.values()])
         student, _ = parts.student.apply(variables, images, train=False)  # once: less to compile
         nothing = dict.fromkeys(("memory_agreement", "memory_distance"), jnp.full((), jnp.nan))

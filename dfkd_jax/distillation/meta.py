@@ -140,7 +140,7 @@ def _like(tree: Params, params: Params) -> Params:
 def dot(a: Params, b: Params) -> jax.Array:
     """Σ a·b over all leaves, at least float32."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return sum(jnp.vdot(_widened(x), _widened(y)) for x, y in pairs)
+    return jnp.asarray(sum(jnp.vdot(_widened(x), _widened(y)) for x, y in pairs))
 
 
 def _widened(x: jax.Array) -> jax.Array:
@@ -253,12 +253,12 @@ def _exact_hvp(losses: _Losses, params: Params, inner: _Inner) -> _Result:
     # One linearisation of θ ↦ ∇L_acq(θ) gives the inner gradient and, later, its product with v.
     products = []
     adapted = params
-    acquisition = None
+    acquisition = ()
     for _ in range(inner.steps):
         gradient, product, value = jax.linearize(
             lambda p: losses.gradient(losses.acquisition, p), adapted, has_aux=True
         )
-        acquisition = (gradient, value) if acquisition is None else acquisition
+        acquisition = acquisition or (gradient, value)
         products.append(product)
         adapted = inner.step(adapted, gradient)
     return _pull_back(losses, params, inner, acquisition, adapted, products)
@@ -267,10 +267,10 @@ def _exact_hvp(losses: _Losses, params: Params, inner: _Inner) -> _Result:
 def _finite_difference(losses: _Losses, params: Params, inner: _Inner) -> _Result:
     products = []
     adapted = params
-    acquisition = None
+    acquisition = ()
     for _ in range(inner.steps):
         gradient, value = losses.gradient(losses.acquisition, adapted)
-        acquisition = (gradient, value) if acquisition is None else acquisition
+        acquisition = acquisition or (gradient, value)
         products.append(_central_difference(losses, adapted))
         adapted = inner.step(adapted, gradient)
     return _pull_back(losses, params, inner, acquisition, adapted, products)

@@ -11,8 +11,7 @@ from dfkd_jax.replay.scheme import Batch
 from dfkd_jax.runtime.devices import WHOLE
 
 
-@struct.dataclass
-class DistillState:
+class DistillState(struct.PyTreeNode):
     """Everything that changes while distilling; the frozen teacher is not in it."""
 
     key: jax.Array  # the run's random key, constant
@@ -21,7 +20,7 @@ class DistillState:
     student: Network
     synthesizer: Any  # its state; of an adversarial one a `Network`
     replay: Any  # of the replay scheme; () without replay
-    recent: Batch | tuple  # what the replay scheme observes next; () without replay
+    recent: Any  # a `Batch`, what the replay scheme observes next; () without replay
     early: Batch  # generated after the first epoch, to measure what is forgotten since
 
 

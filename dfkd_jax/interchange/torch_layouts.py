@@ -240,7 +240,7 @@ def to_torch(
       float32 arrays by PyTorch's names, and for each batch norm `num_batches_tracked`, int64 0.
     """
     layout = layout or layouts(model)[0]
-    flat = flatten_dict(dict(variables))
+    flat: dict[tuple, Any] = flatten_dict(dict(variables))
     state_dict = {}
     for leaf in _leaves(variables, layout):
         array = np.asarray(flat[leaf.path], np.float32).transpose(leaf.axes)
@@ -255,7 +255,7 @@ def to_torch(
 def _leaves(variables: Mapping[str, Any], layout: Layout) -> list[Leaf]:
     """The arrays of our variables, or of their shapes, in a layout."""
     leaves = []
-    flat = flatten_dict(dict(variables))
+    flat: dict[tuple, Any] = flatten_dict(dict(variables))
     for path in sorted(flat, key=lambda path: path[0] != "params"):  # weights first in messages
         _, *module, leaf = path
         prefix = "/".join(module)

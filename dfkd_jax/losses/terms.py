@@ -141,10 +141,12 @@ def batch_norm_loss(layers: list[LayerStatistics]) -> jax.Array:
     def norm(x: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.sum(x**2) + 1e-12)  # differentiable at 0
 
-    return sum(
-        norm(layer.batch_mean - layer.running_mean)
-        + norm(layer.batch_variance - layer.running_variance)
-        for layer in layers
+    return jnp.asarray(
+        sum(
+            norm(layer.batch_mean - layer.running_mean)
+            + norm(layer.batch_variance - layer.running_variance)
+            for layer in layers
+        )
     )
 
 

@@ -253,7 +253,7 @@ def convolution(
             if rhs.shape[:2] == (1, 1):
                 return patches_convolution(lhs, rhs, window_strides, padding, *options)
             if not isinstance(padding, str):
-                padding = tuple(map(tuple, padding))
+                padding = tuple((low, high) for low, high in padding)
             return _patches_in_derivatives(lhs, rhs, tuple(window_strides), padding, *options)
     return lax.conv_general_dilated(
         lhs,

@@ -1,5 +1,7 @@
 """The encoder of generative replay: images to the Gaussian that their latent vector comes from."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -58,7 +60,7 @@ class Encoder(nn.Module):
             which needs `mutable=["batch_stats"]`) or the running ones.
         """
 
-        def norm(name: str, **options: object) -> nn.Module:
+        def norm(name: str, **options: Any) -> nn.Module:
             options = {"use_running_average": not train, "dtype": self.dtype} | options
             return batch_norm(self.axis_name, **options)(name=name)
 

@@ -1,6 +1,7 @@
 """The image generator: latent vectors to images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -100,7 +101,7 @@ class Generator(nn.Module):
             images, _ = copy.apply(self.variables, z, train, mutable=["batch_stats"])
             return images
 
-        def norm(name: str, **options: object) -> nn.Module:
+        def norm(name: str, **options: Any) -> nn.Module:
             options = {"use_running_average": not train, "dtype": self.dtype} | options
             return batch_norm(self.axis_name, **options)(name=name)
 

@@ -1,5 +1,6 @@
 """Another start of a network's weights than that of its source, for experiments."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ INITIALIZATIONS = ("source", "he")
 LAST = "fc"  # the name of the last dense layer, see `layers.classify`
 
 
-def he(key: jax.Array, params: dict[str, Any], batch_norm: bool) -> dict[str, Any]:
+def he(key: jax.Array, params: Mapping[str, Any], batch_norm: bool) -> dict[str, Any]:
     """Draw the weights of a network anew, after He et al. (2015).
 
     | array | starts from |
@@ -35,7 +36,8 @@ def he(key: jax.Array, params: dict[str, Any], batch_norm: bool) -> dict[str, An
       The same tree with the same shapes and dtypes.
     """
     drawn = {}
-    for path, old in flatten_dict(params).items():
+    flat: dict[tuple, Any] = flatten_dict(params)
+    for path, old in flat.items():
         leaf_key = stream(key, "/".join(path))
         kind = (path[-1], old.ndim)
         if path[-1] == "bias":

@@ -92,7 +92,7 @@ def check_call(
         raise UserError(
             f"{name!r} cannot be called as (x, train) with {image_shape} images ({_reason(error)})."
         ) from error
-    shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(outputs)]
+    shapes: list[Any] = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(outputs)]
     logits = (2, num_classes)
     if not (isinstance(outputs, tuple) and len(shapes) == 2 and shapes[0] == logits):
         raise UserError(

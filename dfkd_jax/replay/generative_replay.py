@@ -12,7 +12,7 @@ running statistics, not on those of its batch.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import chex
 import jax
@@ -60,8 +60,7 @@ FIELDS = {
 """It learns from config.batch_size // 2 images at a time."""
 
 
-@struct.dataclass
-class GenerativeMemory:
+class GenerativeMemory(struct.PyTreeNode):
     """Encoder and memory generator in training; each field has one entry for either."""
 
     params: dict[str, Any]
@@ -172,7 +171,7 @@ def recall_latent(
         # A mapped gradient is that of the sum over devices, each of which has the same mean.
         gradient = jax.grad(objective)(latents) / axis.size
         updates, state = optimizer.update(gradient, state)
-        latents = optax.apply_updates(latents, updates)
+        latents = cast(jax.Array, optax.apply_updates(latents, updates))
     return latents
 
 
@@ -283,7 +282,8 @@ def decoded(
       train: whether batch norm takes the statistics of this batch.
     """
     variables = {"params": params["generator"], "batch_stats": memory.batch_stats["generator"]}
-    return scheme.generator.apply(variables, latents, train=train, update_stats=False)
+    images = scheme.generator.apply(variables, latents, train=train, update_stats=False)
+    return cast(jax.Array, images)
 
 
 def recalled(
@@ -427,7 +427,7 @@ def observe(
     gradient = scheme.axis.mean(gradient)
     updates, opt_state = scheme.optimizer.update(gradient, memory.opt_state)
     learned = GenerativeMemory(
-        params=optax.apply_updates(memory.params, updates),
+        params=cast(dict, optax.apply_updates(memory.params, updates)),
         batch_stats=batch_stats,
         opt_state=opt_state,
         observations=memory.observations + 1,

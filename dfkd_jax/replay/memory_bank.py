@@ -5,6 +5,8 @@ entry costs no teacher pass. All functions are pure, keep every shape, and are s
 `scan`, `vmap` and `pmap`; an empty or partly filled bank is a matter of values, not of shapes.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -31,8 +33,7 @@ FIELDS = {
 }
 
 
-@struct.dataclass
-class MemoryBank:
+class MemoryBank(struct.PyTreeNode):
     """A ring of K entries of m images each."""
 
     images: jax.Array  # (K, m, H, W, C)
@@ -200,6 +201,7 @@ def create(
         del key, teacher
         return Batch(*newest(bank, count))
 
+    axes: dict[str, Any] = {"images": 1, "logits": 1, "next": WHOLE, "size": WHOLE}
     return Replay(
         empty,
         observe,
@@ -208,6 +210,6 @@ def create(
         observed_images=entry_size,
         exhibit=exhibit,
         title="memory bank, newest first",
-        layout=MemoryBank(images=1, logits=1, next=WHOLE, size=WHOLE),
+        layout=MemoryBank(**axes),
         split_sizes={"replay.entry_size": config.replay.entry_size},
     )

@@ -20,19 +20,17 @@ from flax import struct
 
 from dfkd_jax.runtime.metrics import Metrics
 
-Teacher = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # images -> (logits, features)
+Teacher = Callable[[jax.Array], tuple[Any, ...]]  # images -> (logits, ...)
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """Generated images and what the teacher says of them."""
 
     images: jax.Array  # (B, H, W, C), in the teacher's normalised input space
     logits: jax.Array  # (B, classes), the teacher's
 
 
-@struct.dataclass
-class RetentionBatch:
+class RetentionBatch(struct.PyTreeNode):
     """A replayed batch; `weight` is 0 while there is nothing to replay, else 1."""
 
     images: jax.Array  # (m, H, W, C)

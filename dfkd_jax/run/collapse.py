@@ -43,9 +43,10 @@ def warnings(history: Sequence[Record], num_classes: int, split: str = "test") -
             f"The generator has collapsed: in epoch {epoch} the teacher puts {share:.0f} % of the "
             "generated images into one class, so agreement on them says little."
         )
-    last = [record.get(ACCURACY) for record in history[-EPOCHS:]]
+    newest = [record.get(ACCURACY) for record in history[-EPOCHS:]]
+    last = [accuracy for accuracy in newest if accuracy is not None]
     bound = at_most_chance(num_classes)
-    if len(last) == EPOCHS and all(a is not None and a <= bound for a in last):
+    if len(last) == EPOCHS and all(accuracy <= bound for accuracy in last):
         found["student"] = (
             f"The student is at chance: its {split} accuracy was at most {max(last):.2f} % in the "
             f"{EPOCHS} epochs up to epoch {epoch}, where guessing among {num_classes} classes "

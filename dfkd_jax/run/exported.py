@@ -119,7 +119,8 @@ def _from_flax(
     """The variables of a module of one's own, by Flax's names joined by "."."""
     images = jnp.zeros((1, *image_shape))
     abstract = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
-    wanted = {name: leaf.shape for name, leaf in flatten_dict(dict(abstract), sep=".").items()}
+    flat: dict[str, Any] = flatten_dict(dict(abstract), sep=".")
+    wanted = {name: leaf.shape for name, leaf in flat.items()}
     wrong = [name for name in wanted if name not in arrays or arrays[name].shape != wanted[name]]
     wrong += [name for name in arrays if name not in wanted]
     if wrong:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from dfkd_jax.runtime.results import ACCURACY, AGREEMENT, CLASS_SHARE, replacing
@@ -56,8 +57,7 @@ def learning_curve(
       OSError: the file cannot be written.
     """
     epochs = np.array([record["epoch"] for record in history], float)
-    figure = Figure(figsize=(9, 5.6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=(9, 5.6), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     (accuracy, student), (generator, alignment) = figure.subplots(2, 2, sharex=True)
 
     if teacher_accuracy is None:

@@ -39,8 +39,7 @@ SAVE_SECONDS = 2  # shorter epochs share a checkpoint, which would take most of 
 Variables = dict[str, Any]
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """A classifier in supervised training."""
 
     key: jax.Array

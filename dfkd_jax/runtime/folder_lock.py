@@ -59,6 +59,7 @@ def only_user(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
 
 def _locked(path: Path, patience: float) -> int | None:
     """The descriptor of the locked file; None where there are no locks."""
+    assert fcntl is not None
     deadline = time.monotonic() + patience
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

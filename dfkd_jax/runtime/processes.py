@@ -56,7 +56,7 @@ def start(
         raise UserError(
             f"--{missing} is missing; --coordinator, --num_processes and --process_id go together."
         )
-    if given and not 0 <= process_id < num_processes:
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise UserError(
             f"--process_id is {process_id}; allowed are 0 to {num_processes - 1}, one for each of "
             f"the {num_processes} processes."

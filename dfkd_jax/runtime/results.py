@@ -152,10 +152,10 @@ def _naming(temporary: Path, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = path if error.filename is None else str(error.filename)
+        where = str(path if error.filename is None else error.filename)
         if error.errno is None or (error.filename and str(temporary) not in where):
             raise  # of something else than writing, or of something else than this
-        where = str(where).replace(str(temporary), str(path))
+        where = where.replace(str(temporary), str(path))
         raise CannotWrite(error.errno, error.strerror, where) from error
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 STOPPED = 75  # exit status of a command that was stopped and can go on: EX_TEMPFAIL of sysexits.h
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -33,7 +34,7 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
         received.append(signal.Signals(number).name)
         signal.signal(number, previous[number])
 
-    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
     # The interpreter calls a handler only between two of its own steps, and compiling is one long
     # step. Into this pipe it writes the signal's number when that comes.
     reader, writer = os.pipe()
