@@ -113,6 +113,7 @@ def benchmark(
     config: ml_collections.ConfigDict,
     gradients: Sequence[str],
     rounds: int,
+    *,
     steps_only: bool = False,
     peer: str | None = None,
     threads: int = 2,
@@ -132,7 +133,7 @@ def benchmark(
         peers = {}
         for variant in gradients if peer else ():
             description = describe(with_gradient(config, variant), variant, threads, clock)
-            if description["variant"] not in peers:
+            if peer and description["variant"] not in peers:
                 peers[description["variant"]] = closing.enter_context(Peer(peer, description))
         now = CLOCKS[clock]
         programs = [Program(variant, with_gradient(config, variant), now) for variant in gradients]
@@ -223,16 +224,16 @@ def main(arguments: Sequence[str]) -> int | None:
         if GROWTH.value:
             grown = growth.growth(config, ROUNDS.value)
             _write(grown, "growth.jsonl")
-            growth.draw(grown, Path(WORKDIR.value) / "growth.png")
+            growth.draw(grown, Path(WORKDIR.value or ".") / "growth.png")
             return None
         records, comparisons = benchmark(
             config,
             variants,
             ROUNDS.value,
-            STEPS_ONLY.value,
-            PEER.value,
-            THREADS.value,
-            CLOCK.value,
+            steps_only=STEPS_ONLY.value,
+            peer=PEER.value,
+            threads=THREADS.value,
+            clock=CLOCK.value,
         )
         Console(width=200).print(table(records, comparisons))
         load = os.getloadavg()[0]

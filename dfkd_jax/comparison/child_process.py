@@ -1,5 +1,6 @@
 """Runs in processes of their own, so that none takes others along or shares their peak memory."""
 
+import io
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -10,9 +11,8 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dfkd_jax.run.checkpoint import DamagedCheckpoint, SaveFailed
 from dfkd_jax.runtime.compilation import keep_compiled_programs
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 
 def in_child(
-    function: Callable[..., None],
+    function: Callable[..., object],
     arguments: tuple,
     log: str | Path,
     stop_requested: Callable[[], str | None],
@@ -73,16 +73,17 @@ def in_child(
         while process.is_alive():
             process.join(POLL_SECONDS)
             poll()
-            if stop_requested() and not told and process.is_alive():
-                os.kill(process.pid, _FORWARDED[stop_requested()])
+            request = stop_requested()
+            if request and process.pid and not told and process.is_alive():
+                os.kill(process.pid, _FORWARDED[request])
                 told = True
     except BaseException:  # the second Ctrl-C
         process.kill()
         raise
-    return _outcome(process.exitcode, receiver, log)
+    return _outcome(process.exitcode or 0, receiver, log)
 
 
-def _outcome(code: int, receiver: Connection, log: Path) -> Outcome:
+def _outcome(code: int, receiver: Any, log: Path) -> Outcome:
     try:
         return Outcome(*receiver.recv())
     except EOFError:  # it ended without a word
@@ -94,12 +95,13 @@ def _outcome(code: int, receiver: Connection, log: Path) -> Outcome:
         return Outcome(False, f"The process ended by {reason}; what it printed is in {log}.")
 
 
-def _child(function: Callable[..., None], arguments: tuple, log: str, sender: Connection) -> None:
+def _child(function: Callable[..., object], arguments: tuple, log: str, sender: Any) -> None:
     """The child's main function: output to the log, the outcome to the sender."""
     _end_with_parent()
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)
     print(time.strftime("%Y-%m-%d %H:%M:%S"), "started")
     keep_freed_memory()
@@ -125,6 +127,7 @@ def _child(function: Callable[..., None], arguments: tuple, log: str, sender: Co
 def _end_with_parent() -> None:
     """End at once when the parent does, even if killed: two processes must not share a folder."""
     parent = multiprocessing.parent_process()
+    assert parent is not None  # as this is a child
 
     def watch() -> None:
         multiprocessing.connection.wait([parent.sentinel])

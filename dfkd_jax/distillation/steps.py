@@ -14,7 +14,7 @@ trace in them. The teacher is in evaluation mode throughout.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -100,7 +100,8 @@ def view(parts: Parts, state: DistillState, teacher_variables: Variables) -> Vie
 
     def teacher(images: jax.Array) -> Seen:
         with batch_norm.recorded(parts.axis) as statistics:
-            logits, features = parts.teacher.apply(teacher_variables, images, train=False)
+            seen = parts.teacher.apply(teacher_variables, images, train=False)
+        logits, features = cast(tuple[jax.Array, jax.Array], seen)
         return Seen(logits, features, statistics)
 
     return View(teacher, lambda images: _student_seen(parts, state, images))

@@ -202,13 +202,13 @@ def _linen(module: nn.Module, variables: Any) -> Given:
     flag = (lambda train: {"train": train}) if takes_train else (lambda train: {})
 
     def init(key: jax.Array, x: jax.Array, train: bool) -> Variables:
-        return module.init(key, x, **flag(train)) if variables is None else dict(variables)
+        return dict(module.init(key, x, **flag(train)) if variables is None else variables)
 
     def call(variables: Variables, x: jax.Array, train: bool) -> tuple[Any, Variables]:
         if not train:
             return module.apply(variables, x, **flag(False)), {}
         output, updated = module.apply(variables, x, **flag(True), mutable=["batch_stats"])
-        return output, updated.get("batch_stats", {})
+        return output, dict(updated.get("batch_stats", {}))
 
     def on_axis(axis_name: str) -> Classifier:
         return _linen(module.clone(axis_name=axis_name), variables).network

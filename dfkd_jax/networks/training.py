@@ -8,8 +8,7 @@ from flax import struct
 from jax import lax
 
 
-@struct.dataclass
-class Network:
+class Network(struct.PyTreeNode):
     """A network in training: the student or the generator."""
 
     params: Any

@@ -135,21 +135,23 @@ def _configuration(
     config: str | ml_collections.ConfigDict, method: str, fields: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
     """A configuration of its own, with these fields set."""
-    if isinstance(config, str):
+    if not isinstance(config, str):
+        made = config
+    else:
         allowed = sorted(path.stem for path in Path(default.__file__).parent.glob("[!_]*.py"))
         if config not in allowed:
             raise UserError(f"config is {config!r}; allowed are {', '.join(allowed)}.")
-        config = importlib.import_module(f"dfkd_jax.configs.{config}").get_config(method)
-    config = config.copy_and_resolve_references()
-    known = default.fields(config.method)
+        made = importlib.import_module(f"dfkd_jax.configs.{config}").get_config(method)
+    made = made.copy_and_resolve_references()
+    known = default.fields(made.method)
     for name in fields:
         if name not in known:
-            raise UserError(f"fields has {name!r}; the method {config.method!r} has no such field.")
+            raise UserError(f"fields has {name!r}; the method {made.method!r} has no such field.")
     try:
-        config.update_from_flattened_dict(dict(fields))
+        made.update_from_flattened_dict(dict(fields))
     except (TypeError, ValueError) as error:
         raise UserError(f"fields: {str(error).strip().splitlines()[0]}") from error
-    return config
+    return made
 
 
 def _setup(
