@@ -13,7 +13,7 @@ logits (B, K) alone or with features (B, D), the input of the last layer.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -207,8 +207,9 @@ def _linen(module: nn.Module, variables: Any) -> Given:
     def call(variables: Variables, x: jax.Array, train: bool) -> tuple[Any, Variables]:
         if not train:
             return module.apply(variables, x, **flag(False)), {}
-        output, updated = module.apply(variables, x, **flag(True), mutable=["batch_stats"])
-        return output, dict(updated.get("batch_stats", {}))
+        made = module.apply(variables, x, **flag(True), mutable=["batch_stats"])
+        output, updated = cast(tuple[Any, Variables], made)
+        return output, updated.get("batch_stats", {})
 
     def on_axis(axis_name: str) -> Classifier:
         return _linen(module.clone(axis_name=axis_name), variables).network
