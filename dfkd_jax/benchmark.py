@@ -28,7 +28,7 @@ from dfkd_jax.run import command_line
 from dfkd_jax.run.command_line import CONFIG, WORKDIR, fail
 from dfkd_jax.run.gradients_flag import chosen_gradients, with_gradient
 from dfkd_jax.run.setup import parse
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.host_memory import keep_freed_memory
 
@@ -251,7 +251,7 @@ def _write(records: Sequence[dict[str, Any]], name: str) -> None:
     lines = "".join(json.dumps(r) + "\n" for r in records)
     print(lines, end="")
     if WORKDIR.value is not None:
-        with results.replacing(Path(WORKDIR.value) / name) as file:
+        with files.replacing(Path(WORKDIR.value) / name) as file:
             file.write(lines.encode())
 
 

@@ -30,7 +30,7 @@ from dfkd_jax.run.gradients_flag import chosen_gradients
 from dfkd_jax.run.outputs import method_names
 from dfkd_jax.run.setup import parse
 from dfkd_jax.runtime import fields as fields_lib
-from dfkd_jax.runtime import folder_lock, results
+from dfkd_jax.runtime import files, folder_lock
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.stop import STOPPED, Stopped, stop_requests
 
@@ -294,7 +294,7 @@ def _obtain_teacher(
 def _record_failure(job: Job, sentence: str) -> None:
     if not (job.workdir / "summary.json").exists():
         names = {**method_names(job.config), "failure": sentence}
-        results.write_json(job.workdir / run_folders.FAILURE, names)
+        files.write_json(job.workdir / run_folders.FAILURE, names)
 
 
 def main(arguments: Sequence[str]) -> int | None:

@@ -20,7 +20,7 @@ from dfkd_jax.interchange.torch_layouts import WrongWeights, from_torch
 from dfkd_jax.networks.classifiers import CLASSIFIERS, create_classifier
 from dfkd_jax.run import teacher
 from dfkd_jax.run.command_line import CONFIGURATIONS, create_parser, fail
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 
 
@@ -107,11 +107,11 @@ def _write(output: Path, variables: teacher.Variables, card: dict[str, Any]) -> 
     # Compression does not gain much; beside the arrays stand their names and shapes.
     size = 2**20 + sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     try:
-        with results.temporary_folder(output.absolute()) as new:
-            results.reserve(new, size)  # orbax would report a full disk from several threads
+        with files.temporary_folder(output.absolute()) as new:
+            files.reserve(new, size)  # orbax would report a full disk from several threads
             teacher.save_teacher(new, variables, card)
             new.replace(output)
-    except results.CannotWrite as error:
+    except files.CannotWrite as error:
         raise UserError(f"{error}.") from error
     except Exception as error:  # the storage that orbax writes to has errors of its own
         full = "No space left on device"

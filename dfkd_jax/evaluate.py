@@ -27,7 +27,7 @@ from dfkd_jax.run import command_line, student, teacher
 from dfkd_jax.run.checkpoint import DamagedCheckpoint
 from dfkd_jax.run.command_line import CONFIG, FLAG_ERRORS, fail, sentence
 from dfkd_jax.run.exported import Read, read_onnx, read_safetensors, read_stablehlo
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 
 flags.adopt_module_key_flags(command_line)
@@ -141,7 +141,7 @@ def read_target(path: Path, config: ml_collections.ConfigDict, shape: tuple[int,
 
 def _teacher(path: Path, config: ml_collections.ConfigDict) -> Read:
     """The teacher in a folder; a configuration that goes with it says what its card leaves open."""
-    card = results.read_json(path / data_specs.CARD)
+    card = files.read_json(path / data_specs.CARD)
     if card.get("mean") is None:  # a converted one need not say it
         spec = data_specs.spec(config, card)
         card |= {"mean": spec.mean, "std": spec.std}
@@ -267,8 +267,8 @@ def main(arguments: Sequence[str]) -> int | None:
     default = (path if path.is_dir() else path.parent) / "evaluation.json"
     try:
         found = evaluate(path, CONFIG.value, BATCH.value)
-        results.write_json(OUTPUT.value or default, found)
-    except results.CannotWrite as error:
+        files.write_json(OUTPUT.value or default, found)
+    except files.CannotWrite as error:
         return fail(f"{error}.", 2)
     except (UserError, DamagedCheckpoint, OSError) as error:
         return fail(str(error), 2)

@@ -30,7 +30,7 @@ from dfkd_jax.networks.own_module import is_own
 from dfkd_jax.run.checkpoint import DamagedCheckpoint
 from dfkd_jax.run.command_line import create_parser, fail
 from dfkd_jax.run.student import Student, load_student, logits_of
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -211,11 +211,11 @@ def export(folder: Path, format: str, output: Path, date: datetime | None = None
         )
     content = FORMATS[format](student)
     name = f"student.{format}"
-    with results.replacing_together(output) as new:
-        with results.replacing(new / name) as file:
+    with files.replacing_together(output) as new:
+        with files.replacing(new / name) as file:
             file.write(content)
-        results.write_json(new / "card.json", student.card)
-        with results.replacing(new / "README.md") as file:
+        files.write_json(new / "card.json", student.card)
+        with files.replacing(new / "README.md") as file:
             file.write(model_card(student.card).encode())
     return output / name
 
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = _parser().parse_args(arguments)
         print(export(given.folder, given.format, given.output or given.folder / "export"))
-    except results.CannotWrite as error:
+    except files.CannotWrite as error:
         return fail(f"{error}.", 2)
     except (UserError, DamagedCheckpoint, OSError) as error:
         return fail(str(error), 2)

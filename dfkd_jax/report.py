@@ -15,7 +15,7 @@ from dfkd_jax.comparison import (
 from dfkd_jax.comparison.report_page import Table
 from dfkd_jax.run.command_line import create_parser, fail
 from dfkd_jax.runtime.errors import UserError
-from dfkd_jax.runtime.results import replacing, replacing_together
+from dfkd_jax.runtime.files import replacing, replacing_together
 
 DEFAULT_BASELINE = "mb-dfkd"
 NO_DATA = (

@@ -7,7 +7,7 @@ from configs import cifar10_cnn, cifar100
 from dfkd_jax import compare
 from dfkd_jax.run import command_line
 from dfkd_jax.run.config import to_dict
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.tiny import tiny_config
 
@@ -81,7 +81,7 @@ def test_what_would_need_several_teachers_is_not_varied(tmp_path, field, values)
 
 def write_card(folder):
     card = {"model": "cnn_half", "num_classes": 10, "image_shape": [8, 8, 1]}
-    results.write_json(folder / "teacher.json", card)
+    files.write_json(folder / "teacher.json", card)
     return str(folder)
 
 
@@ -97,7 +97,7 @@ def test_a_teacher_that_is_given_is_kept(tmp_path):
 
 def test_a_teacher_of_another_model_in_the_folder_is_refused(tmp_path):
     card = {"model": "lenet5", "num_classes": 10, "image_shape": [8, 8, 1]}
-    results.write_json(tmp_path / "teacher" / "teacher.json", card)
+    files.write_json(tmp_path / "teacher" / "teacher.json", card)
     with pytest.raises(UserError, match="a teacher with model 'lenet5'"):
         compare.combinations(tiny_config, ["mb-dfkd"], BOTH, tmp_path)
 
@@ -133,8 +133,8 @@ def test_fields_of_the_command_line_win_over_the_method():
 def finish(config, folder, seed):
     own = config.copy_and_resolve_references()
     own.seed = seed
-    results.write_json(folder / "config.json", to_dict(own))
-    results.write_json(folder / "summary.json", {})
+    files.write_json(folder / "config.json", to_dict(own))
+    files.write_json(folder / "summary.json", {})
 
 
 def test_finished_runs_are_not_planned_again(tmp_path):

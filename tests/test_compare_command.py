@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dfkd_jax.comparison import run_folders
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.stop import STOPPED
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import TINY
@@ -105,7 +105,7 @@ def test_a_killed_and_a_stopped_comparison_go_on_without_repeating(environment, 
     assert "| mb-dfkd | 2 |" in table and "| lra-mb_exact | 2 |" in table
     assert (tmp_path / "report.html").stat().st_size > 100_000
     for seed in (1, 2):
-        config = results.read_json(tmp_path / f"runs/lra-mb_exact/seed{seed}/config.json")
+        config = files.read_json(tmp_path / f"runs/lra-mb_exact/seed{seed}/config.json")
         assert (config["seed"], config["meta"]["variant"], config["epochs"]) == (seed, "exact", 2)
 
     # A failing combination leaves the others and the tables; the finished ones stay.

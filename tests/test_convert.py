@@ -16,7 +16,7 @@ from dfkd_jax.interchange.torch_layouts import to_torch
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import command_line, teacher
 from dfkd_jax.run.setup import parse
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 
 
 @cache
@@ -56,7 +56,7 @@ def test_a_converted_teacher_is_what_a_run_takes(tmp_path, capsys):
     file, output = tmp_path / "best.safetensors", tmp_path / "made" / "teacher"
     save_file({f"module.{name}": a for name, a in state_dict().items()}, file)
     assert run(file, "--model=cnn_half", "--dataset=digits", f"--output={output}") == 0
-    card = results.read_json(output / data_specs.CARD)
+    card = files.read_json(output / data_specs.CARD)
     assert card.pop("layout").startswith("the CNN of this project")
     assert card.pop("digest") == teacher.digest(variables())
     assert card == {
@@ -87,7 +87,7 @@ def test_a_network_without_batch_norm(tmp_path):
     file, output = tmp_path / "lenet.safetensors", tmp_path / "teacher"
     save_file(to_torch("lenet5", params), file)
     assert run(file, "--model=lenet5", "--num_classes=10", f"--output={output}") == 0
-    card = results.read_json(output / data_specs.CARD)
+    card = files.read_json(output / data_specs.CARD)
     assert (card["image_shape"], card["mean"], card["std"]) == ([32, 32, 1], None, None)
     assert_equal(teacher.load_teacher(output, module, (32, 32, 1)), params)
 
@@ -98,7 +98,7 @@ def test_the_normalisation_given_is_that_of_the_card(tmp_path):
     save_file(state_dict(), file)
     flags = ["--model=cnn_half", "--dataset=digits", "--mean=0.5", "--std=0.25"]
     assert run(file, *flags, f"--output={output}") == 0
-    card = results.read_json(output / data_specs.CARD)
+    card = files.read_json(output / data_specs.CARD)
     assert (card["mean"], card["std"], card["dataset"]) == ([0.5], [0.25], "digits")
     config = digits.get_config()
     config.teacher.model, config.teacher.checkpoint = "cnn_half", str(output)

@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 
 from dfkd_jax import convert, evaluate, export, prepare, report
 from dfkd_jax.interchange.torch_layouts import to_torch
-from dfkd_jax.run import checkpoint, figures, teacher
+from dfkd_jax.run import checkpoint, figures, records, teacher
 from dfkd_jax.run.config import to_dict
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from tests.helpers.disks import small_disk, tree
 from tests.helpers.fabricated import fabricate
 from tests.helpers.students import random_student
@@ -26,7 +26,7 @@ def run(tmp_path_factory):
     student = random_student("cnn_half", SHAPE)
     folder = tmp_path_factory.mktemp("run")
     config = tiny_config(**{"student.model": "cnn_half"})
-    results.write_json(folder / "config.json", to_dict(config))
+    files.write_json(folder / "config.json", to_dict(config))
     teacher.save_teacher(folder / "teacher", student.variables, {**student.card, "accuracy": 50.0})
     with checkpoint.open_checkpoints(folder / "checkpoints") as manager:
         checkpoint.save(manager, 1, {"student": student.variables}, [{"epoch": 1}])
@@ -71,7 +71,7 @@ def test_convert(run, place, capsys):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_convert_when_the_disk_fills_while_it_writes(run, place, capsys, monkeypatch):
     """Where nothing is reserved, orbax finds it out, in threads of its own."""
-    monkeypatch.setattr(results, "reserve", lambda folder, size: None)
+    monkeypatch.setattr(files, "reserve", lambda folder, size: None)
     arguments = [str(run / "weights.safetensors"), "--model=cnn_half", "--dataset=digits"]
     before = tree(place.parent)
     assert convert.main([*arguments, f"--output={place}"]) == 2
@@ -97,16 +97,16 @@ def test_a_checkpoint_that_does_not_fit(tmp_path):
         state, history = checkpoint.restore_latest(manager, small, print)
         np.testing.assert_array_equal(state["weights"], small["weights"])
         assert history == [{"epoch": 1}]
-        with pytest.raises(results.CannotWrite, match="No space left"):
+        with pytest.raises(files.CannotWrite, match="No space left"):
             checkpoint.save_variables(tmp_path / "disk" / "teacher" / "weights", large)
         manager.close()
 
 
 def test_room_is_asked_for_before_it_is_needed(tmp_path):
     with small_disk(tmp_path / "disk", "64k"):
-        results.reserve(tmp_path / "disk", 50_000)
-        with pytest.raises(results.CannotWrite, match="disk cannot be written: No space left"):
-            results.reserve(tmp_path / "disk", 70_000)
+        files.reserve(tmp_path / "disk", 50_000)
+        with pytest.raises(files.CannotWrite, match="disk cannot be written: No space left"):
+            files.reserve(tmp_path / "disk", 70_000)
         assert not list((tmp_path / "disk").iterdir())
 
 
@@ -164,10 +164,10 @@ def test_figures_and_files_of_a_run(place):
     before = tree(place.parent)
     for write, name in (
         (lambda path: figures.learning_curve([record], 97.5, path), "curve.png"),
-        (lambda path: results.write_metrics(path, [record]), "metrics.jsonl"),
-        (lambda path: results.write_json(path, record), "summary.json"),
+        (lambda path: records.write_metrics(path, [record]), "metrics.jsonl"),
+        (lambda path: files.write_json(path, record), "summary.json"),
     ):
-        with pytest.raises(results.CannotWrite) as caught:
+        with pytest.raises(files.CannotWrite) as caught:
             write(place / name)
         assert str(place) in str(caught.value) and ".tmp" not in str(caught.value)
         assert tree(place.parent) == before

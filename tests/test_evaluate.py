@@ -17,7 +17,7 @@ from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import checkpoint, teacher
 from dfkd_jax.run.resume import claim
 from dfkd_jax.run.student import load_student
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.paths import ROOT
 from tests.helpers.students import expected, random_student
@@ -136,7 +136,7 @@ def test_the_command_measures_a_run_from_another_folder(run, pair, split, tmp_pa
         check=True,
         cwd=ROOT,
     )
-    found = results.read_json(tmp_path / "found.json")
+    found = files.read_json(tmp_path / "found.json")
     assert_measured(found, pair, split)
     assert (found["target"], found["dataset"]) == (str(run), "digits")
     found["confusion_matrix"] = np.array(found["confusion_matrix"])
@@ -239,7 +239,7 @@ def test_logits_that_are_not_finite_are_no_answer(pair, tmp_path):
     assert "NaN or infinite logits for 599 of 599 images" in refusal(file)
     file.write_bytes(export.to_stablehlo(pair[0]))
     checkpoint.save_variables(tmp_path / "teacher" / teacher.WEIGHTS, broken.variables)
-    results.write_json(tmp_path / "teacher" / data_specs.CARD, broken.card)
+    files.write_json(tmp_path / "teacher" / data_specs.CARD, broken.card)
     config.teacher.checkpoint = str(tmp_path / "teacher")
     with pytest.raises(UserError, match=r"The teacher in .* holds values in params\.fc\.bias that"):
         evaluate.evaluate(file, config, 200)

@@ -24,7 +24,7 @@ from dfkd_jax.networks import convolution
 from dfkd_jax.run import checkpoint, teacher
 from dfkd_jax.run.config import to_dict
 from dfkd_jax.run.student import load_student
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.students import expected, random_student
 from tests.helpers.tiny import build, tiny_config
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     _, state, variables = build(config)
     card = {"model": "cnn_half", "num_classes": 10, "image_shape": SHAPE, "accuracy": 98.5}
     teacher.save_teacher(folder / "teacher", variables, {**card, "mean": MEAN, "std": STD})
-    results.write_json(folder / "config.json", to_dict(config))
+    files.write_json(folder / "config.json", to_dict(config))
     later = state.replace(student_steps=state.student_steps + 1)
     history = [{"epoch": i, "student_accuracy": 90.0 + i} for i in (1, 2)]
     with checkpoint.open_checkpoints(folder / "checkpoints") as manager:
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
         checkpoint.save(manager, 2, later, history)
     (folder / "checkpoints" / "2" / "record" / "metadata").write_text("{}")
     student = {"params": state.student.params, "batch_stats": state.student.batch_stats}
-    results.write_json(folder / "sum.json", {"sum": checksum(student)})
+    files.write_json(folder / "sum.json", {"sum": checksum(student)})
     return folder
 
 
@@ -70,13 +70,13 @@ def test_the_newest_whole_checkpoint_is_read_and_nothing_changed(folder):
     assert (student.card["epoch"], student.card["accuracy"]) == (1, 91.0)
     assert student.card["teacher"] == {"model": "cnn_half", "accuracy": 98.5, "source": None}
     assert student.card["mean"] == MEAN and student.card["method"] == "lra-mb"
-    assert checksum(student.variables) == results.read_json(folder / "sum.json")["sum"]
+    assert checksum(student.variables) == files.read_json(folder / "sum.json")["sum"]
 
 
 def test_a_mean_that_only_the_configuration_says_is_that_of_the_card(tmp_path):
     """As a list, which a tuple is in config.json."""
     fields = {"dataset.mean": SPECS["digits"].mean, "student.model": "cnn_half"}
-    results.write_json(tmp_path / "config.json", to_dict(tiny_config(**fields)))
+    files.write_json(tmp_path / "config.json", to_dict(tiny_config(**fields)))
     student = random_student("cnn_half", SHAPE)
     unsaid = {**student.card, "mean": None, "std": None}
     teacher.save_teacher(tmp_path / "teacher", student.variables, unsaid)
@@ -96,7 +96,7 @@ def test_safetensors_hold_the_weights_and_the_card(folder, tmp_path):
     kernel = student.variables["params"]["conv1"]["kernel"]
     weight = load(path.read_bytes())["conv1.weight"]
     np.testing.assert_array_equal(weight, np.transpose(kernel, (3, 2, 0, 1)))
-    written = results.read_json(tmp_path / "card.json")
+    written = files.read_json(tmp_path / "card.json")
     assert abs(datetime.fromisoformat(written.pop("exported")) - datetime.now(UTC)).seconds < 600
     assert written == student.card
     card = (tmp_path / "README.md").read_text()
@@ -116,7 +116,7 @@ def test_an_export_names_the_date_and_the_versions(folder, tmp_path, format):
         pytest.importorskip("jax2onnx")
         names.append("jax2onnx")
     path = export.export(folder, format, tmp_path / "first", DATE)
-    card = results.read_json(tmp_path / "first" / "card.json")
+    card = files.read_json(tmp_path / "first" / "card.json")
     versions = {name: importlib.metadata.version(name) for name in names}
     assert {name: card[name] for name in names} == versions and card["exported"] == DAY
     readme = (tmp_path / "first" / "README.md").read_text()
@@ -154,7 +154,7 @@ def test_a_student_of_numbers_that_are_not_finite_is_refused(
     teacher.save_teacher(tmp_path / "teacher", student.variables, student.card)
     layer, name = leaf.split("/")
     student.variables[collection][layer][name].flat[3] = value
-    results.write_json(
+    files.write_json(
         tmp_path / "config.json", to_dict(tiny_config(**{"student.model": "cnn_half"}))
     )
     with checkpoint.open_checkpoints(tmp_path / "checkpoints") as manager:

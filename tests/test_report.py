@@ -5,8 +5,9 @@ import pytest
 
 from dfkd_jax import report
 from dfkd_jax.comparison import run_folders
+from dfkd_jax.run import records
 from dfkd_jax.run.outputs import method_names
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.fabricated import MIB, fabricate, read_csv, rows
 from tests.helpers.tiny import tiny_config
@@ -84,10 +85,10 @@ def test_one_label_alone_has_nothing_to_compare_with(tmp_path):
 
 def test_measures_that_a_run_lacks_are_absent(tmp_path):
     folder = fabricate(tmp_path, "mb-dfkd", 1, [10.0, 20.0])
-    summary = results.read_json(folder / "summary.json")
+    summary = files.read_json(folder / "summary.json")
     del summary["seconds_per_student_step"], summary["peak_memory_bytes"]
     summary["final_accuracy"] = None
-    results.write_json(folder / "summary.json", summary)
+    files.write_json(folder / "summary.json", summary)
     assert rows(report.write([tmp_path]), "Means")["mb-dfkd"][-5:] == [
         *("–", "0.150 ± –"),
         *("–", "–", "–"),
@@ -115,10 +116,10 @@ def test_what_is_remembered_is_compared_too(tmp_path):
     ):
         for seed in (1, 2):
             folder = fabricate(tmp_path, method, seed, [10.0, 20.0, 30.0])
-            history = results.read_metrics(folder / "metrics.jsonl")
+            history = records.read_metrics(folder / "metrics.jsonl")
             for record, cosine, percent in zip(history, alignments, early, strict=True):
                 record |= {"gradient_alignment": cosine, "early_agreement": percent + seed}
-            results.write_metrics(folder / "metrics.jsonl", history)
+            records.write_metrics(folder / "metrics.jsonl", history)
     text = report.write([tmp_path])
     # Of two seeds 1 apart: s = 1/√2, ± 12.706 / √2 · s
     assert rows(text, "Means")["lra-mb_exact"][5:7] == ["0.350 ± 0.000", "86.50 ± 6.35"]
@@ -191,8 +192,8 @@ def test_runs_of_earlier_versions_have_todays_labels(tmp_path):
     }
     for label, names in earlier.items():
         folder = fabricate(tmp_path / label, names["method"], 1, [10.0, 20.0])
-        summary = {**results.read_json(folder / "summary.json"), **names}
-        results.write_json(folder / "summary.json", summary)
+        summary = {**files.read_json(folder / "summary.json"), **names}
+        files.write_json(folder / "summary.json", summary)
     runs, _ = run_folders.find([tmp_path])
     assert {run.label for run in runs} == set(earlier)
 
@@ -244,10 +245,10 @@ def test_a_field_that_older_runs_lack_is_none_there(tmp_path):
     fabricate(tmp_path / "new", "mb-dfkd", 1, [10.0, 20.0], **{"generator.final_learning_rate": 0})
     for part, keep in (("old", False), ("none", True)):
         folder = fabricate(tmp_path / part, "mb-dfkd", 2, [10.0, 20.0])
-        config = results.read_json(folder / "config.json")
+        config = files.read_json(folder / "config.json")
         if not keep:
             del config["generator"]["final_learning_rate"]
-        results.write_json(folder / "config.json", config)
+        files.write_json(folder / "config.json", config)
         text = report.write([tmp_path / "new", tmp_path / part])
         name = "mb-dfkd generator.final_learning_rate="
         assert list(rows(text, "Means")) == [f"{name}0.0", f"{name}None"]
@@ -263,7 +264,7 @@ def test_two_teachers_make_two_labels(tmp_path):
 def test_failed_runs_are_listed(runs):
     failed = runs / "runs" / "lra-mb_exact" / "seed9"
     names = {**method_names(tiny_config(seed=9)), "failure": "A loss | became non-finite."}
-    results.write_json(failed / run_folders.FAILURE, names)
+    files.write_json(failed / run_folders.FAILURE, names)
     text = report.write([runs])
     assert "| lra-mb_exact | 9 | A loss \\| became non-finite. |" in text
     assert rows(text, "Means")["lra-mb_exact"][0] == "4"

@@ -8,21 +8,22 @@ from matplotlib.text import Text
 
 from dfkd_jax import report
 from dfkd_jax.comparison import run_folders
-from dfkd_jax.runtime import results
+from dfkd_jax.run import records
+from dfkd_jax.runtime import files
 from tests.helpers.fabricated import fabricate, read_csv, rows
 
 
 def without_data(root, method, agreements):
     """The folder of a finished run with these agreements (percent) over the epochs."""
     folder = fabricate(root, method, 1, [None] * len(agreements), teacher=None)
-    history = results.read_metrics(folder / "metrics.jsonl")
+    history = records.read_metrics(folder / "metrics.jsonl")
     for record, agreement in zip(history, agreements, strict=True):
         record["generated_agreement"] = agreement
-    results.write_metrics(folder / "metrics.jsonl", history)
-    names = results.read_json(folder / "summary.json")
-    summary = results.summarize(history, None, names)
+    records.write_metrics(folder / "metrics.jsonl", history)
+    names = files.read_json(folder / "summary.json")
+    summary = records.summarize(history, None, names)
     summary["final_generated_class_share"] = 25.0
-    results.write_json(folder / "summary.json", summary)
+    files.write_json(folder / "summary.json", summary)
 
 
 @pytest.fixture
@@ -87,15 +88,15 @@ def test_what_was_not_measured_is_a_dash_everywhere(tmp_path, monkeypatch, metho
         seen = [None] * len(accuracies) if i == 1 else accuracies
         teacher = None if seen[-1] is None else 90.0
         fabricate(tmp_path, method, 1, seen, teacher=teacher, cost={})
-    results.write_json(
+    files.write_json(
         tmp_path / "failed" / run_folders.FAILURE,
         {"method": "dfq", "gradient": "none", "seed": 2},
     )
     report.write([tmp_path])
-    files = [tmp_path / name for name in ("comparison.md", "report.html")]
-    files += sorted(tmp_path.glob("*.csv"))
-    assert len(files) == 4
-    for file in files:
+    written = [tmp_path / name for name in ("comparison.md", "report.html")]
+    written += sorted(tmp_path.glob("*.csv"))
+    assert len(written) == 4
+    for file in written:
         shown = re.search(NOTHING, file.read_text())
         assert not shown, (file.name, file.read_text()[shown.start() - 80 :][:160])
     texts = [text.get_text() for figure in saved for text in figure.findobj(Text)]
@@ -105,8 +106,8 @@ def test_what_was_not_measured_is_a_dash_everywhere(tmp_path, monkeypatch, metho
 def test_runs_without_any_data_are_not_compared_on_a_data_set(tmp_path):
     without_data(tmp_path, "mb-dfkd", [50.0])
     for folder in tmp_path.rglob("summary.json"):
-        summary = results.read_json(folder)
-        results.write_json(folder, {**summary, "dataset": "none"})
+        summary = files.read_json(folder)
+        files.write_json(folder, {**summary, "dataset": "none"})
     assert report.write([tmp_path]).startswith("# Comparison without data\n")
     fabricate(tmp_path, "dafl", 1, [10.0])
     assert report.write([tmp_path]).startswith("# Comparison on digits\n")

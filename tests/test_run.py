@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from dfkd_jax.run import checkpoint
-from dfkd_jax.runtime import results
+from dfkd_jax.run import checkpoint, records
+from dfkd_jax.runtime import files
 from tests.helpers.commands import EPOCHS, command, without_seconds
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import TINY, build, tiny_config
@@ -61,7 +61,7 @@ def test_a_run_leaves_what_it_promises(whole):
     assert "training cnn_half on the training split of digits" in out
     assert f"epoch {EPOCHS}/{EPOCHS}" in out and "student, final" in out
 
-    metrics = results.read_metrics(workdir / "metrics.jsonl")
+    metrics = records.read_metrics(workdir / "metrics.jsonl")
     assert [record["epoch"] for record in metrics] == list(range(1, EPOCHS + 1))
     keys = {
         "epoch",
@@ -89,7 +89,7 @@ def test_a_run_leaves_what_it_promises(whole):
         assert all(np.isfinite(value) for value in record.values())
         assert 0 <= record["student_accuracy"] <= 100 and -1 <= record["gradient_alignment"] <= 1
 
-    summary = results.read_json(workdir / "summary.json")
+    summary = files.read_json(workdir / "summary.json")
     accuracies = [record["student_accuracy"] for record in metrics]
     assert summary["mean_accuracy"] == pytest.approx(np.mean(accuracies))
     assert summary["accuracy_variance"] == pytest.approx(np.var(accuracies))
@@ -102,11 +102,9 @@ def test_a_run_leaves_what_it_promises(whole):
         "memory_bank",
     )
     assert isinstance(summary["warnings"], list)
-    card = results.read_json(workdir / "teacher" / "teacher.json")
+    card = files.read_json(workdir / "teacher" / "teacher.json")
     assert summary["teacher_accuracy"] == card["accuracy"]
-    assert (
-        results.read_json(workdir / "config.json")["replay"]["capacity"] == TINY["replay.capacity"]
-    )
+    assert files.read_json(workdir / "config.json")["replay"]["capacity"] == TINY["replay.capacity"]
     for figure in ("learning_curve.png", "samples.png"):
         assert (workdir / figure).stat().st_size > 10_000
     assert list((workdir / "tensorboard").glob("events*"))
@@ -142,7 +140,7 @@ def assert_same_run(whole, workdir):
     expected, _ = final_state(whole, config)
     assert same_bits(state, expected)  # bit for bit, bank and all
     assert without_seconds(workdir / "metrics.jsonl") == without_seconds(whole / "metrics.jsonl")
-    a, b = (results.read_json(w / "summary.json") for w in (workdir, whole))
+    a, b = (files.read_json(w / "summary.json") for w in (workdir, whole))
     timing = {"seconds": 0, "seconds_per_student_step": 0, "peak_memory_bytes": 0}
     assert {**a, **timing} == {**b, **timing}
 
@@ -175,7 +173,7 @@ def test_sigterm_saves_the_epoch_and_exits_cleanly(whole, environment, tmp_path)
     assert process.returncode == 75
     # The signal may come before or after the next epoch begins.
     stopped = re.search(r"SIGTERM came; epoch (\d) is saved\. The same command goes on", rest)
-    assert len(results.read_metrics(tmp_path / "metrics.jsonl")) == int(stopped[1]) < EPOCHS
+    assert len(records.read_metrics(tmp_path / "metrics.jsonl")) == int(stopped[1]) < EPOCHS
     assert run(environment, tmp_path).returncode == 0
     assert_same_run(whole[0], tmp_path)
 
@@ -202,7 +200,7 @@ def test_a_teacher_of_another_run_is_reused(whole, environment, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "training cnn_half" not in done.stdout
-    summary = results.read_json(tmp_path / "summary.json")
+    summary = files.read_json(tmp_path / "summary.json")
     assert (summary["method"], summary["objective"]) == ("mb-dfkd", "joint")
     assert summary["gradient"] is None
 
@@ -211,7 +209,7 @@ def test_no_replay_has_no_retention_loss(whole, environment, tmp_path):
     fields = {"teacher.checkpoint": whole[0] / "teacher", "epochs": 1}
     done = run(environment, tmp_path, method="no-replay", **fields)
     assert done.returncode == 0, done.stderr
-    (record,) = results.read_metrics(tmp_path / "metrics.jsonl")
+    (record,) = records.read_metrics(tmp_path / "metrics.jsonl")
     for name in ("retention_loss", "gradient_alignment", "memory_agreement", "memory_distance"):
         assert record[name] is None
 
@@ -227,7 +225,7 @@ def test_without_any_data(whole, environment, tmp_path):
     assert re.search(
         r"epoch 1/1  agreement [\d.]+ %  one class \d+ %  distance [\d.]+  L_acq", done.stdout
     )
-    (record,) = results.read_metrics(tmp_path / "metrics.jsonl")
+    (record,) = records.read_metrics(tmp_path / "metrics.jsonl")
     assert record["student_accuracy"] is None and 0 <= record["generated_agreement"] <= 100
     assert (tmp_path / "learning_curve.png").stat().st_size > 10_000
 

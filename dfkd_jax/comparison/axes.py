@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from dfkd_jax.comparison import run_folders
 from dfkd_jax.comparison.run_folders import Run, is_authors_code, is_joint
 from dfkd_jax.run.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, panel
-from dfkd_jax.runtime.results import ACCURACY, AGREEMENT
+from dfkd_jax.run.records import ACCURACY, AGREEMENT
 
 Groups = Mapping[str, Sequence[Run]]  # the finished runs of each label
 

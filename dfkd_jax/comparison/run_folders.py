@@ -11,10 +11,11 @@ from dfkd_jax.data import splits as data
 from dfkd_jax.distillation.meta import VARIANTS
 from dfkd_jax.distillation.objectives import OBJECTIVES
 from dfkd_jax.methods.table import METHODS, RENAMED
+from dfkd_jax.run import records
 from dfkd_jax.run.config import FREE_FIELDS
 from dfkd_jax.run.resume import another_run, other_fields
 from dfkd_jax.run.student import TEACHER_COPY
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 
 FAILURE = "failure.json"  # in the folder of a run that ended with an error
@@ -192,15 +193,15 @@ def _read(folder: Path) -> Run | str:
         missing = [n for n in ("config.json", "metrics.jsonl") if not (folder / n).exists()]
         if missing:
             return f"{folder} has a summary but no {' or '.join(missing)}; it is left out."
-    names = _today(results.read_json(folder / ("summary.json" if finished else FAILURE)))
+    names = _today(files.read_json(folder / ("summary.json" if finished else FAILURE)))
     config = folder / "config.json"
     return Run(
         method_label(names),
         names["seed"],
         folder,
-        results.read_json(config) if config.exists() else {},
+        files.read_json(config) if config.exists() else {},
         names,
-        results.read_metrics(folder / "metrics.jsonl") if finished else [],
+        records.read_metrics(folder / "metrics.jsonl") if finished else [],
         None if finished else names.get("failure", "failed"),
     )
 
@@ -282,7 +283,7 @@ def _told_apart_by_teacher(runs: list[Run]) -> list[Run]:
     def content(run: Run) -> str | None:
         """The same for one teacher in two places, if the run has kept what its weights are."""
         copy = run.folder / TEACHER_COPY
-        kept = results.read_json(copy) if copy.is_file() else {}
+        kept = files.read_json(copy) if copy.is_file() else {}
         return kept.get("digest") or folder(run)
 
     teachers: dict[tuple[str, int], set[str | None]] = {}

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from dfkd_jax.cost.measure import Program
 from dfkd_jax.run.figures import BLUE, GREEN, ORANGE
-from dfkd_jax.runtime.results import replacing
+from dfkd_jax.runtime.files import replacing
 
 _FACTORS = (0.5, 1, 2)
 

@@ -10,7 +10,7 @@ import ml_collections
 
 from dfkd_jax.data import folder_data
 from dfkd_jax.data.data_table import SPECS, DatasetSpec
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 
 # What has no line in the table: any folder of class folders, and no data at all.
@@ -79,7 +79,7 @@ def card_in(directory: str | os.PathLike) -> dict[str, Any]:
     """The card of the teacher in a folder; see `teacher_card`."""
     if not is_teacher(directory):
         return {}
-    return results.read_json(Path(directory) / CARD)
+    return files.read_json(Path(directory) / CARD)
 
 
 def _own(dataset: ml_collections.ConfigDict, card: Mapping[str, Any]) -> DatasetSpec:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfkd_jax.runtime.errors import UserError
-from dfkd_jax.runtime.results import replacing
+from dfkd_jax.runtime.files import replacing
 
 RULE = 2
 """Which version of `decode` made an array: what another one made is not used."""

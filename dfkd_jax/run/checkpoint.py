@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from dfkd_jax.runtime import processes, results
+from dfkd_jax.runtime import files, processes
 from dfkd_jax.runtime.errors import UserError
 
 SUMS = "checksums.json"
@@ -60,7 +60,7 @@ def save(manager: ocp.CheckpointManager, epoch: int, state: Any, history: Histor
         )
         if processes.is_main():
             directory = _directory(manager, epoch)
-            results.write_json(directory / SUMS, file_checksums(directory))
+            files.write_json(directory / SUMS, file_checksums(directory))
     except Exception as error:  # orbax and its storage each have errors of their own
         reason = str(error).strip().split("\n")[0][:200]
         raise SaveFailed(
@@ -154,7 +154,7 @@ def read_newest(directory: Path, abstract_part: Any) -> tuple[Any, History] | No
     except Exception as error:  # whole, but not what this program wrote
         reason = str(error).strip().split("\n")[0][:200]
         raise DamagedCheckpoint(f"The checkpoint {whole[0]} cannot be used: {reason}.") from error
-    return part, results.read_json(whole[0] / "record" / "metadata")["history"]
+    return part, files.read_json(whole[0] / "record" / "metadata")["history"]
 
 
 def _quiet() -> None:
@@ -185,7 +185,7 @@ def _crc(path: Path) -> int:
 def _damage(directory: Path) -> str | None:
     """What is wrong with the files of one checkpoint; None if nothing is."""
     try:
-        expected, found = results.read_json(directory / SUMS), file_checksums(directory)
+        expected, found = files.read_json(directory / SUMS), file_checksums(directory)
     except FileNotFoundError:
         return "it was not finished"
     except (OSError, UserError) as error:
@@ -198,12 +198,12 @@ def _check_room(folder: Path, tree: Any) -> None:
     """Raise now if arrays will not fit: orbax's threads fail late, in many words.
 
     Raises:
-      CannotWrite: see `results`.
+      CannotWrite: see `files`.
     """
     if processes.is_main():
         size = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         if shutil.disk_usage(folder).free < size:
-            raise results.CannotWrite(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+            raise files.CannotWrite(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _directory(manager: ocp.CheckpointManager, epoch: int) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dfkd_jax.runtime.results import ACCURACY, CLASS_SHARE, Record
+from dfkd_jax.run.records import ACCURACY, CLASS_SHARE, Record
 
 SHARE = 99.0
 """Percent of the generated images in one class from which they count as all alike."""

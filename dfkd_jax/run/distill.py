@@ -24,7 +24,7 @@ from dfkd_jax.run.setup import Setup, assemble, create_algorithm
 from dfkd_jax.run.teacher import digest
 from dfkd_jax.runtime import devices as devices_lib
 from dfkd_jax.runtime import fields as fields_lib
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite, check_variables
 
@@ -191,7 +191,7 @@ def _setup(
         "digest": digest(taught.variables),
     }
     models = Models(taught.network, learner.network)
-    return assemble(config, spec, results.plain(card), models), taught, learner
+    return assemble(config, spec, files.plain(card), models), taught, learner
 
 
 def _spec(config: ml_collections.ConfigDict, said: _Data) -> DatasetSpec:

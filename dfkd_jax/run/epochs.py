@@ -19,7 +19,7 @@ from dfkd_jax.run import teacher
 from dfkd_jax.run.accuracy import Accuracy, create_accuracy, put_batches
 from dfkd_jax.run.setup import Algorithm, Setup, create_algorithm
 from dfkd_jax.run.student import load_start
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.devices import Devices
 
 
@@ -175,4 +175,4 @@ def _record(
     # What a method without replay does not measure is there as well, for whoever reads the lines.
     record = {"epoch": number, "retention_loss": None, "gradient_alignment": None}
     record |= {"student_accuracy": accuracy, **metrics, "seconds": seconds}
-    return results.plain(record)
+    return files.plain(record)

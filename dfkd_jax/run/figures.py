@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from dfkd_jax.runtime.results import ACCURACY, AGREEMENT, CLASS_SHARE, replacing
+from dfkd_jax.run.records import ACCURACY, AGREEMENT, CLASS_SHARE
+from dfkd_jax.runtime.files import replacing
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B6B6B"
 MOST_IMAGES = 32  # of a panel in a sample grid

@@ -16,12 +16,12 @@ from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.distillation.objectives import WITH_INNER_STEP
 from dfkd_jax.distillation.state import DistillState
-from dfkd_jax.run import collapse, samples
+from dfkd_jax.run import collapse, records, samples
 from dfkd_jax.run.figures import learning_curve, measures
 from dfkd_jax.run.progress import summary_table
 from dfkd_jax.run.resume import Run
 from dfkd_jax.run.setup import Algorithm
-from dfkd_jax.runtime import processes, results
+from dfkd_jax.runtime import files, processes
 
 # Of the last epoch, beside the measures of the paper.
 AGREEMENTS = (
@@ -47,15 +47,15 @@ class Outputs:
         self._tensorboard = None
         if processes.is_main():
             # A line may be there of an epoch whose checkpoint was not written, or was damaged.
-            results.write_metrics(run.workdir / "metrics.jsonl", run.history)
-            self._tensorboard = results.TensorBoard(
+            records.write_metrics(run.workdir / "metrics.jsonl", run.history)
+            self._tensorboard = records.TensorBoard(
                 run.workdir / "tensorboard", len(run.history) + 1
             )
 
     def record(self, record: dict[str, Any]) -> None:
         """One epoch's."""
         if self._tensorboard:
-            results.append_metrics(self._run.workdir / "metrics.jsonl", record)
+            records.append_metrics(self._run.workdir / "metrics.jsonl", record)
             self._tensorboard.write(record)
 
     def figures(
@@ -86,7 +86,7 @@ class Outputs:
     def summary(self, student_steps: int, num_classes: int, console: Console) -> dict[str, Any]:
         """Write and show the summary of the finished run, whose epochs have so many steps."""
         history = self._run.history
-        summary = results.summarize(history, self._teacher_accuracy, method_names(self._run.config))
+        summary = records.summarize(history, self._teacher_accuracy, method_names(self._run.config))
         summary |= {f"final_{name}": history[-1].get(name) for name in AGREEMENTS}
         times = [record["seconds"] for record in history]
         # The first epoch compiles.
@@ -94,7 +94,7 @@ class Outputs:
         summary["warnings"] = list(self.warnings(num_classes).values())
         summary["peak_memory_bytes"] = _peak_memory()
         if self._tensorboard:
-            results.write_json(self._run.workdir / "summary.json", summary)
+            files.write_json(self._run.workdir / "summary.json", summary)
         summary_table(summary, self._run.workdir, console)
         return summary
 

@@ -149,7 +149,7 @@ def summary_table(
     """Print the few numbers a run ends with.
 
     Args:
-      summary: as `results.summarize` returns it.
+      summary: as `records.summarize` returns it.
       folder: where the run's files are; None leaves the line out.
       console: see `Progress`.
     """

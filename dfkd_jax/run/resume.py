@@ -18,7 +18,7 @@ from dfkd_jax.run import checkpoint
 from dfkd_jax.run import config as config_lib
 from dfkd_jax.run.setup import Setup
 from dfkd_jax.run.student import is_teacher_of, keep_teacher_card
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite
 
@@ -44,7 +44,7 @@ def claim(setup: Setup, workdir: Path) -> None:
         if path.exists():
             found = other_fields(workdir, setup.config, setup.card)
         else:
-            results.write_json(path, config_lib.to_dict(setup.config))
+            files.write_json(path, config_lib.to_dict(setup.config))
         if not found:
             keep_teacher_card(workdir, setup.config.teacher.checkpoint, setup.card)
     except (OSError, UserError) as error:
@@ -69,7 +69,7 @@ def other_fields(
     Raises:
       OSError, UserError: `config.json` or a card cannot be read.
     """
-    stored, current = results.read_json(workdir / "config.json"), config_lib.to_dict(config)
+    stored, current = files.read_json(workdir / "config.json"), config_lib.to_dict(config)
     stored["method"] = RENAMED.get(stored.get("method"), stored.get("method"))
 
     def checkpoints(network: str) -> list[str | None]:

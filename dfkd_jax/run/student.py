@@ -15,8 +15,8 @@ from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.networks.classifiers import create_classifier
-from dfkd_jax.run import checkpoint, teacher
-from dfkd_jax.runtime import results
+from dfkd_jax.run import checkpoint, records, teacher
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import check_variables
 
@@ -58,13 +58,13 @@ def load_student(folder: Path) -> Student:
         "method": config.method,
         "seed": config.seed,
         "epoch": len(history),
-        "accuracy": last.get(results.ACCURACY),
-        "agreement": last.get(results.AGREEMENT),
-        "class_share": last.get(results.CLASS_SHARE),
+        "accuracy": last.get(records.ACCURACY),
+        "agreement": last.get(records.AGREEMENT),
+        "class_share": last.get(records.CLASS_SHARE),
         "teacher": {f: teacher_card.get(f) for f in ("model", "accuracy", "source")},
         **{name: importlib.metadata.version(name) for name in ("dfkd_jax", "jax", "flax")},
     }
-    return Student(module, variables, results.plain(card))
+    return Student(module, variables, files.plain(card))
 
 
 def _facts(config: ml_collections.ConfigDict, teacher_card: dict[str, Any]) -> dict[str, Any]:
@@ -118,11 +118,11 @@ def check_start(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
         "num_classes": spec.num_classes,
         "image_shape": list(spec.image_shape),
     }
-    for field, value in results.plain(wanted).items():
-        if results.plain(found.get(field)) != value:
+    for field, value in files.plain(wanted).items():
+        if files.plain(found.get(field)) != value:
             raise UserError(
                 f"config.student.checkpoint is {directory!r}, a student with {field} "
-                f"{results.plain(found.get(field))!r}; this run needs {value!r}."
+                f"{files.plain(found.get(field))!r}; this run needs {value!r}."
             )
 
 
@@ -171,7 +171,7 @@ def read_config(folder: Path) -> ml_collections.ConfigDict:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no config.json; allowed is the folder of a run.")
-    return ml_collections.ConfigDict(results.read_json(path))
+    return ml_collections.ConfigDict(files.read_json(path))
 
 
 def keep_teacher_card(folder: Path, directory: str | None, card: dict[str, Any]) -> None:
@@ -182,9 +182,9 @@ def keep_teacher_card(folder: Path, directory: str | None, card: dict[str, Any])
     """
     copy = folder / TEACHER_COPY
     if card:
-        kept = results.read_json(copy) if copy.is_file() else {}
+        kept = files.read_json(copy) if copy.is_file() else {}
         where = None if directory is None else Path(directory).absolute()
-        results.write_json(copy, {**kept, "card": card, "folder": where})
+        files.write_json(copy, {**kept, "card": card, "folder": where})
 
 
 def is_teacher_of(
@@ -205,7 +205,7 @@ def is_teacher_of(
     if stored is None or not card or not copy.is_file():
         places = [Path(path or folder / "teacher").resolve() for path in (stored, given)]
         return places[0] == places[1]
-    kept = results.read_json(copy)["card"]
+    kept = files.read_json(copy)["card"]
     if kept.get("digest") and card.get("digest"):
         fields = ("digest", "model", "num_classes", "image_shape", "mean", "std")
         return all(kept.get(field) == card.get(field) for field in fields)
@@ -222,13 +222,13 @@ def check_teacher(folder: Path, variables: dict[str, Any]) -> None:
     copy = folder / TEACHER_COPY
     if not copy.is_file():  # a teacher of the run's own
         return
-    kept, found = results.read_json(copy), teacher.digest(variables)
+    kept, found = files.read_json(copy), teacher.digest(variables)
     if kept.setdefault("digest", found) != found:
         raise UserError(
             f"{folder} holds a run with another teacher: the weights in {kept['folder']} are not "
             "those that it began with; allowed is the same teacher, wherever it lies."
         )
-    results.write_json(copy, kept)
+    files.write_json(copy, kept)
 
 
 def teacher_of(
@@ -242,7 +242,7 @@ def teacher_of(
     """
     directory, copy = Path(config.teacher.checkpoint or folder / "teacher"), folder / TEACHER_COPY
     if copy.is_file():
-        kept = results.read_json(copy)
+        kept = files.read_json(copy)
         # The same path may by now hold another teacher.
         places = [Path(place) for place in (kept["folder"], directory) if place]
         there = [place for place in places if data_specs.card_in(place) == kept["card"]]
@@ -252,4 +252,4 @@ def teacher_of(
             f"{directory}, the teacher of the run in {folder}, holds no {data_specs.CARD}; its "
             "card says what the images are."
         )
-    return results.read_json(directory / data_specs.CARD), directory
+    return files.read_json(directory / data_specs.CARD), directory

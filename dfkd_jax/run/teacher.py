@@ -26,7 +26,7 @@ from dfkd_jax.data.splits import Split, normalize
 from dfkd_jax.run import checkpoint
 from dfkd_jax.run.accuracy import Accuracy
 from dfkd_jax.run.progress import TEACHER_FIELDS, Progress
-from dfkd_jax.runtime import processes, results
+from dfkd_jax.runtime import files, processes
 from dfkd_jax.runtime.compilation import rarely_run
 from dfkd_jax.runtime.devices import WHOLE, Devices
 from dfkd_jax.runtime.draw import stream
@@ -114,7 +114,7 @@ def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[
     variables = {name: collection for name, collection in variables.items() if collection}
     checkpoint.save_variables(Path(directory) / WEIGHTS, variables)
     if processes.is_main():
-        results.write_json(Path(directory) / CARD, {**card, "digest": digest(variables)})
+        files.write_json(Path(directory) / CARD, {**card, "digest": digest(variables)})
     processes.any_of(False)  # nobody looks for the card before it is there
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from dfkd_jax import report
 from dfkd_jax.comparison import run_folders
 from dfkd_jax.comparison.ablation_figure import ablation, varied_field
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from tests.helpers.fabricated import fabricate
 
 
@@ -28,9 +28,9 @@ def test_with_a_run_that_lacks_the_field_there_is_no_figure(tmp_path):
     vary(tmp_path, **{"generator.final_learning_rate": (0.0, 0.001)})
     assert varied_field(groups_of(tmp_path)) == "generator.final_learning_rate"
     folder = fabricate(tmp_path / "old", "lra-mb", 1, [10.0, 20.0])
-    config = results.read_json(folder / "config.json")
+    config = files.read_json(folder / "config.json")
     del config["generator"]["final_learning_rate"]
-    results.write_json(folder / "config.json", config)
+    files.write_json(folder / "config.json", config)
     assert varied_field(groups_of(tmp_path)) is None
     report.write([tmp_path])
     assert not (tmp_path / "ablation.png").exists()

@@ -10,7 +10,7 @@ from PIL import Image
 from dfkd_jax.data import data_specs, decoded_cache
 from dfkd_jax.data import splits as data
 from dfkd_jax.run.setup import parse
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.tiny import tiny_config
 
@@ -159,7 +159,7 @@ def test_training_images_may_be_missing_if_a_teacher_is_given(folder, tmp_path):
     (folder / "train").rename(tmp_path / "elsewhere")
     assert "photos/train is no folder" in check(config_of(folder))
     card = {"model": "cnn_half", "num_classes": 3, "image_shape": [8, 8, 3]}
-    results.write_json(tmp_path / "teacher.json", card)
+    files.write_json(tmp_path / "teacher.json", card)
     config = config_of(folder)
     config.teacher.checkpoint = str(tmp_path)
     parse(config)
@@ -168,7 +168,7 @@ def test_training_images_may_be_missing_if_a_teacher_is_given(folder, tmp_path):
 def test_what_is_not_given_is_what_the_teacher_takes(folder, tmp_path):
     card = {"model": "cnn_half", "num_classes": 3, "image_shape": [8, 8, 3]}
     card |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    results.write_json(tmp_path / "teacher.json", card)
+    files.write_json(tmp_path / "teacher.json", card)
     config = config_of(folder, **dict.fromkeys(FIELDS))
     config.teacher.checkpoint = str(tmp_path)
     parse(config)
@@ -177,7 +177,7 @@ def test_what_is_not_given_is_what_the_teacher_takes(folder, tmp_path):
     assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     config.dataset.std = (0.4, 0.5, 0.7)
     assert "a teacher with std [0.4, 0.5, 0.6]" in check(config)
-    results.write_json(tmp_path / "teacher.json", {**card, "num_classes": 5})
+    files.write_json(tmp_path / "teacher.json", {**card, "num_classes": 5})
     config.dataset.std = None
     assert "a teacher with num_classes 5" in check(config)
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from dfkd_jax.runtime import results
+from dfkd_jax.run import records
 from tests.helpers.tiny import TINY
 
 EPOCHS = 4
@@ -22,4 +22,4 @@ def command(workdir, *flags, method="lra-mb", **fields):
 
 
 def without_seconds(path):
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in results.read_metrics(path)]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records.read_metrics(path)]

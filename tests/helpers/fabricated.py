@@ -3,9 +3,10 @@
 import csv
 
 from dfkd_jax.comparison import run_folders
+from dfkd_jax.run import records
 from dfkd_jax.run.config import to_dict
 from dfkd_jax.run.outputs import method_names
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from tests.helpers.tiny import tiny_config
 
 MIB = 2**20
@@ -29,10 +30,10 @@ def fabricate(root, method, seed, accuracies, teacher=90.0, extra=None, cost=COS
         }
         for epoch, accuracy in enumerate(accuracies, start=1)
     ]
-    summary = {**results.summarize(history, teacher, method_names(config)), **cost}
-    results.write_metrics(folder / "metrics.jsonl", history)
-    results.write_json(folder / "config.json", to_dict(config))
-    results.write_json(folder / "summary.json", summary)
+    summary = {**records.summarize(history, teacher, method_names(config)), **cost}
+    records.write_metrics(folder / "metrics.jsonl", history)
+    files.write_json(folder / "config.json", to_dict(config))
+    files.write_json(folder / "summary.json", summary)
     return folder
 
 

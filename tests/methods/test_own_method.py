@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dfkd_jax.compare import combinations
+from dfkd_jax.run import records
 from dfkd_jax.run.command_line import with_overrides
-from dfkd_jax.runtime import results
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import TINY, build, tiny_config, untrained_teacher
 
@@ -65,6 +65,6 @@ def test_the_command_runs_it_by_its_name(own_method_example, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    history = results.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    history = records.read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert len(history) == 3 and all(record["synthesis_loss"] for record in history)
     assert (tmp_path / "run" / "samples.png").is_file()

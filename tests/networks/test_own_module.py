@@ -16,7 +16,7 @@ from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.networks.own_module import check_axis
 from dfkd_jax.run import train
 from dfkd_jax.run.setup import parse
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.networks import Normed, Plain
 from tests.helpers.paths import ROOT
@@ -139,7 +139,7 @@ def test_the_example_of_the_readme_runs(example):
     fields = {**names, "epochs": 1, "teacher.epochs": 1}
     summary = train.run(tiny_config(**fields), example / "run", Console(quiet=True))
     assert summary["student"] == "my_nets:MySmallNet" and summary["final_accuracy"] > 0
-    card = results.read_json(example / "run" / "teacher" / data_specs.CARD)
+    card = files.read_json(example / "run" / "teacher" / data_specs.CARD)
     assert card["model"] == "my_nets:MyNet"
 
     # What it has learned can be taken elsewhere in every format.

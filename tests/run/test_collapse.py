@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 
 from dfkd_jax import report
-from dfkd_jax.run import collapse
+from dfkd_jax.run import collapse, records
 from dfkd_jax.run.collapse import at_most_chance, warnings
 from dfkd_jax.run.train import run
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from tests.helpers.fabricated import fabricate
 from tests.helpers.tiny import tiny_config
 
@@ -52,8 +52,8 @@ def test_a_generator_has_collapsed_while_its_last_images_are_of_one_class():
 
 def test_the_report_repeats_what_a_summary_warns_of(tmp_path):
     folder = fabricate(tmp_path, "mb-dfkd", 1, [10.0, 10.0])
-    summary = results.read_json(folder / "summary.json")
-    results.write_json(folder / "summary.json", {**summary, "warnings": ["It has collapsed."]})
+    summary = files.read_json(folder / "summary.json")
+    files.write_json(folder / "summary.json", {**summary, "warnings": ["It has collapsed."]})
     fabricate(tmp_path, "mb-dfkd", 2, [10.0, 90.0])
     report.write([tmp_path])
     text = (tmp_path / "comparison.md").read_text()
@@ -71,10 +71,10 @@ def test_a_run_whose_images_are_all_alike_says_so_once(tmp_path, rate):
         fields["loss.information_entropy"] = 5.0
     console = Console(file=io.StringIO(), width=100)
     summary = run(tiny_config("mb-dfkd", **fields), tmp_path, console)
-    (*_, last) = results.read_metrics(tmp_path / "metrics.jsonl")
+    (*_, last) = records.read_metrics(tmp_path / "metrics.jsonl")
     share, out = last["generated_class_share"], console.file.getvalue()
     assert 10 <= share <= 100 and last["generated_spread"] >= 0
-    assert results.read_json(tmp_path / "summary.json")["warnings"] == summary["warnings"]
+    assert files.read_json(tmp_path / "summary.json")["warnings"] == summary["warnings"]
     said = [sentence for sentence in summary["warnings"] if "generator has collapsed" in sentence]
     assert len(said) == (rate > 1)
     if rate > 1:

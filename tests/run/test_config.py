@@ -9,7 +9,7 @@ from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.run import config as config_lib
 from dfkd_jax.run.config import differences, to_dict
 from dfkd_jax.run.setup import parse
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 
 
@@ -141,11 +141,11 @@ def test_fields_that_repeat_the_table_are_allowed():
 )
 def test_a_teacher_for_other_data_is_refused(tmp_path, field, value):
     card = {"model": "cnn", "num_classes": 10, "image_shape": [8, 8, 1]}
-    results.write_json(tmp_path / data_specs.CARD, card)
+    files.write_json(tmp_path / data_specs.CARD, card)
     config = digits.get_config()
     config.teacher.checkpoint = str(tmp_path)
     parse(config)
-    results.write_json(tmp_path / data_specs.CARD, {**card, field: value})
+    files.write_json(tmp_path / data_specs.CARD, {**card, field: value})
     with pytest.raises(UserError, match=field):
         parse(config)
 
@@ -154,10 +154,10 @@ def test_images_are_normalised_as_the_teacher_has_learned_them(tmp_path):
     card = {"model": "cnn", "num_classes": 10, "image_shape": [8, 8, 1]}
     config = digits.get_config()
     config.teacher.checkpoint = str(tmp_path)
-    results.write_json(tmp_path / data_specs.CARD, {**card, "mean": None, "std": None})
+    files.write_json(tmp_path / data_specs.CARD, {**card, "mean": None, "std": None})
     parse(config)
     assert data_specs.spec(config) == SPECS["digits"]
-    results.write_json(tmp_path / data_specs.CARD, {**card, "mean": [0.5], "std": [0.25]})
+    files.write_json(tmp_path / data_specs.CARD, {**card, "mean": [0.5], "std": [0.25]})
     parse(config)
     assert data_specs.spec(config) == SPECS["digits"]._replace(mean=(0.5,), std=(0.25,))
     config.dataset.mean = (0.3,)

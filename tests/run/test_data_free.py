@@ -12,8 +12,8 @@ from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks import models
-from dfkd_jax.run import setup, teacher, train
-from dfkd_jax.runtime import results
+from dfkd_jax.run import records, setup, teacher, train
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.tiny import build, tiny_config
 
@@ -67,7 +67,7 @@ class Watched:
             patch.setattr(data, "load", counted_load)
             patch.setattr(setup, "create_epoch", watched_epoch)
             self.summary = train.run(config, workdir, QUIET)
-        self.history = results.read_metrics(workdir / "metrics.jsonl")
+        self.history = records.read_metrics(workdir / "metrics.jsonl")
 
 
 def refuse(spec, split):
@@ -211,7 +211,7 @@ def test_a_run_on_a_folder_trains_and_tests_a_teacher_on_it(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fields = folder_of_digits(tmp_path / "images")
     summary = train.run(tiny_config(**fields), tmp_path / "run", QUIET)
-    card = results.read_json(tmp_path / "run" / "teacher" / data_specs.CARD)
+    card = files.read_json(tmp_path / "run" / "teacher" / data_specs.CARD)
     assert card["num_classes"] == 10 and card["mean"] == list(DIGITS.mean)
     assert summary["dataset"] == "folder" and summary["final_accuracy"] is not None
     assert summary["teacher_accuracy"] == card["accuracy"]

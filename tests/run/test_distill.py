@@ -14,9 +14,8 @@ import dfkd_jax
 from dfkd_jax.data import splits
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks.classifiers import create_classifier
-from dfkd_jax.run import train
+from dfkd_jax.run import records, train
 from dfkd_jax.run.teacher import load_teacher
-from dfkd_jax.runtime import results
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.tiny import TINY, tiny_config, untrained_teacher
 from tests.helpers.trees import same_bits
@@ -67,7 +66,7 @@ def test_the_numbers_are_those_of_the_command_line(teacher, tmp_path):
     given, folder = teacher
     config = tiny_config(epochs=2, **{"teacher.checkpoint": str(folder)})
     train.run(config, tmp_path, Console(quiet=True))
-    expected = results.read_metrics(tmp_path / "metrics.jsonl")
+    expected = records.read_metrics(tmp_path / "metrics.jsonl")
     test = splits.load(DIGITS, "test")
     told = []
     result = dfkd_jax.distill(

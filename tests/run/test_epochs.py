@@ -7,11 +7,11 @@ import jax
 import pytest
 from rich.console import Console
 
-from dfkd_jax.run import checkpoint, train
+from dfkd_jax.run import checkpoint, records, train
 from dfkd_jax.run import epochs as epochs_lib
 from dfkd_jax.run.setup import parse
 from dfkd_jax.run.train import run
-from dfkd_jax.runtime import devices, results
+from dfkd_jax.runtime import devices
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite
 from dfkd_jax.runtime.stop import Stopped
@@ -60,7 +60,7 @@ def whole(given, tmp_path_factory):
 
 
 def without_seconds(workdir):
-    found = results.read_metrics(workdir / "metrics.jsonl")
+    found = records.read_metrics(workdir / "metrics.jsonl")
     return [{k: v for k, v in record.items() if k != "seconds"} for record in found]
 
 

@@ -15,7 +15,7 @@ from dfkd_jax.run import epochs as epochs_lib
 from dfkd_jax.run import student, teacher
 from dfkd_jax.run.setup import parse
 from dfkd_jax.run.train import run
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.tiny import tiny_config, untrained_teacher
 from tests.helpers.trees import same_bits
@@ -67,9 +67,9 @@ def test_a_run_goes_on_with_its_teacher_wherever_that_lies(given, folder, tmp_pa
     for path in (given, f"{given}/", "teacher", f"../{given.parent.name}/teacher", moved):
         run(small(path), folder, QUIET)
         assert run_folders.is_finished(small(path), folder)
-    kept = results.read_json(folder / student.TEACHER_COPY)
+    kept = files.read_json(folder / student.TEACHER_COPY)
     assert kept["folder"] == str(moved) and len(kept["digest"]) == 64
-    assert results.read_json(folder / "config.json")["teacher"]["checkpoint"] == str(given)
+    assert files.read_json(folder / "config.json")["teacher"]["checkpoint"] == str(given)
     # Also the run may have moved, and its first teacher be gone.
     assert student.load_student(shutil.move(folder, tmp_path / "moved")).card["epoch"] == 1
 
@@ -98,16 +98,16 @@ def test_another_teacher_in_the_same_place_is_refused(given, tmp_path):
 
 def test_runs_of_versions_without_a_digest_are_told_by_the_card(given, folder, tmp_path):
     copy = folder / student.TEACHER_COPY
-    kept = results.read_json(copy)
+    kept = files.read_json(copy)
     del kept["digest"], kept["card"]["digest"]
-    results.write_json(copy, kept)
+    files.write_json(copy, kept)
     other = shutil.copytree(given, tmp_path / "other")
-    card = results.read_json(other / data_specs.CARD)
-    results.write_json(other / data_specs.CARD, {**card, "source": "another"})
+    card = files.read_json(other / data_specs.CARD)
+    files.write_json(other / data_specs.CARD, {**card, "source": "another"})
     with pytest.raises(UserError, match="another configuration"):
         run(small(other), folder, QUIET)
     run(small(shutil.copytree(given, tmp_path / "same")), folder, QUIET)
-    assert results.read_json(copy)["digest"] == teacher.digest(weights(given))
+    assert files.read_json(copy)["digest"] == teacher.digest(weights(given))
 
 
 def weights(directory):
@@ -126,13 +126,13 @@ def test_a_run_that_trained_its_teacher_may_name_it(tmp_path):
 
 def test_one_teacher_in_two_places_makes_one_label(given, folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "b")
-    config = results.read_json(other / "config.json")
+    config = files.read_json(other / "config.json")
     config["teacher"]["checkpoint"] = "elsewhere/teacher"
-    results.write_json(other / "config.json", config)
+    files.write_json(other / "config.json", config)
     runs, notes = run_folders.find([tmp_path])
     assert {found.label for found in runs} == {"mb-dfkd"} and "is there twice" in notes[0]
-    kept = results.read_json(other / student.TEACHER_COPY)
-    results.write_json(other / student.TEACHER_COPY, {**kept, "digest": "another"})
+    kept = files.read_json(other / student.TEACHER_COPY)
+    files.write_json(other / student.TEACHER_COPY, {**kept, "digest": "another"})
     assert len({found.label for found in run_folders.find([tmp_path])[0]}) == 2
 
 
@@ -205,13 +205,13 @@ def test_a_start_that_does_not_fit_is_one_sentence(given, finished, fields, word
 
 def test_a_start_with_other_arrays_or_without_a_checkpoint_is_one_sentence(given, folder, tmp_path):
     config = small(given, **{"student.checkpoint": str(given), "student.model": "cnn"})
-    card = results.read_json(given / data_specs.CARD)
+    card = files.read_json(given / data_specs.CARD)
     wrong = shutil.copytree(given, tmp_path / "wrong")
-    results.write_json(wrong / data_specs.CARD, {**card, "model": "cnn"})
+    files.write_json(wrong / data_specs.CARD, {**card, "model": "cnn"})
     config.student.checkpoint = str(wrong)
     with pytest.raises(UserError, match=r"^config\.student\.checkpoint is '.*wrong'"):
         run(config, tmp_path / "a", QUIET)
-    results.write_json(wrong / data_specs.CARD, {**card, "num_classes": 7})
+    files.write_json(wrong / data_specs.CARD, {**card, "num_classes": 7})
     with pytest.raises(UserError, match="a student with num_classes 7; this run needs 10"):
         parse(small(given, **{"student.checkpoint": str(wrong)}))
     shutil.rmtree(folder / "checkpoints" / "1")

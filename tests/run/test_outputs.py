@@ -8,7 +8,7 @@ from rich.console import Console
 
 from dfkd_jax.run.outputs import Outputs
 from dfkd_jax.run.resume import Run
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from tests.helpers.tiny import tiny_config
 
 
@@ -28,7 +28,7 @@ def test_the_summary_holds_what_the_run_cost(tmp_path, monkeypatch, seconds, per
 
     found = summary({"peak_bytes_in_use": 123, "bytes_in_use": 45})
     assert (found["seconds_per_student_step"], found["peak_memory_bytes"]) == (per_step, 123)
-    assert results.read_json(tmp_path / "summary.json") == found
+    assert files.read_json(tmp_path / "summary.json") == found
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     of_process = summary(None)["peak_memory_bytes"] / (1 if sys.platform == "darwin" else 1024)
     assert before <= of_process <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

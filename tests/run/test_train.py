@@ -17,7 +17,7 @@ from dfkd_jax.run import checkpoint, teacher
 from dfkd_jax.run.accuracy import create_accuracy, put_batches
 from dfkd_jax.run.setup import create_algorithm, parse
 from dfkd_jax.run.train import run
-from dfkd_jax.runtime import results
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.draw import stream
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.devices import SPEC, on
@@ -65,8 +65,8 @@ def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(finis
 @pytest.mark.slow
 def test_a_teacher_whose_weights_are_of_another_network_is_refused(finished, tmp_path):
     shutil.copytree(finished / "teacher", tmp_path / "teacher")
-    card = results.read_json(tmp_path / "teacher" / data_specs.CARD)
-    results.write_json(tmp_path / "teacher" / data_specs.CARD, {**card, "model": "cnn"})
+    card = files.read_json(tmp_path / "teacher" / data_specs.CARD)
+    files.write_json(tmp_path / "teacher" / data_specs.CARD, {**card, "model": "cnn"})
     config = tiny_config(
         **{"teacher.model": "cnn", "teacher.checkpoint": str(tmp_path / "teacher")}
     )

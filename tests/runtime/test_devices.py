@@ -10,10 +10,10 @@ from configs import digits
 from dfkd_jax.data import splits as data
 from dfkd_jax.distillation import objectives
 from dfkd_jax.distillation.meta import meta_gradient
-from dfkd_jax.run import checkpoint, config, train
+from dfkd_jax.run import checkpoint, config, records, train
 from dfkd_jax.run.accuracy import create_accuracy, put_batches
 from dfkd_jax.run.setup import create_algorithm, parse
-from dfkd_jax.runtime import devices, results
+from dfkd_jax.runtime import devices
 from dfkd_jax.runtime.devices import Devices
 from tests.helpers.devices import FIELDS, SPEC, on, start
 from tests.helpers.tiny import tiny_config
@@ -185,7 +185,7 @@ def test_the_digits_run_on_8_devices_is_that_on_1(tmp_path):
         if count > 1:
             config.teacher.checkpoint = str(tmp_path / "1" / "teacher")
         train.run(config, tmp_path / str(count), Console(quiet=True))
-        histories.append(results.read_metrics(tmp_path / str(count) / "metrics.jsonl"))
+        histories.append(records.read_metrics(tmp_path / str(count) / "metrics.jsonl"))
     (first, last), (other_first, other_last) = histories
     for x, y, bounds in ((first, other_first, (0.01, 0.002)), (last, other_last, (0.025, 0.01))):
         for key, bound in zip(("acquisition_loss", "generator_loss"), bounds, strict=True):

@@ -12,9 +12,8 @@ from rich.console import Console
 from dfkd_jax import convert, export
 from dfkd_jax.data import data_specs
 from dfkd_jax.networks.classifiers import create_classifier
-from dfkd_jax.run import checkpoint, teacher
+from dfkd_jax.run import checkpoint, records, teacher
 from dfkd_jax.run.train import run
-from dfkd_jax.runtime import results
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite, all_finite, check_variables
 from tests.helpers.tiny import build, epoch_of, tiny_config, untrained_teacher
@@ -89,7 +88,7 @@ def test_nan_of_the_last_update_of_an_epoch_is_not_saved(given, tmp_path):
             run(tiny_config("mb-dfkd", **ONE_STEP, **fields), tmp_path, QUIET)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
     assert not (tmp_path / "summary.json").exists()
-    assert results.read_metrics(tmp_path / "metrics.jsonl") == []
+    assert records.read_metrics(tmp_path / "metrics.jsonl") == []
 
 
 def test_a_teacher_that_diverges_is_one_sentence_and_leaves_no_card(tmp_path):

@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from dfkd_jax.runtime import processes, results
+from dfkd_jax.run import records
+from dfkd_jax.runtime import processes
 from dfkd_jax.runtime.stop import STOPPED
 from tests.helpers.commands import EPOCHS, command, without_seconds
 from tests.helpers.paths import ROOT
@@ -134,7 +135,7 @@ def test_sigterm_to_one_of_them_stops_both_after_the_epoch(whole, environment, t
     (code, out, error), (other_code, other_out, _) = ends(both)
     assert (code, other_code) == (STOPPED, STOPPED), error
     assert "The same command goes on from there" in out and "epoch" not in other_out
-    done = len(results.read_metrics(tmp_path / "metrics.jsonl"))
+    done = len(records.read_metrics(tmp_path / "metrics.jsonl"))
     assert 1 <= done < EPOCHS and (tmp_path / "checkpoints" / str(done)).is_dir()
     assert not (tmp_path / "summary.json").exists()
     assert_goes_on(environment, tmp_path, 2, done)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from dfkd_jax.runtime import results
+from dfkd_jax.run import records
+from dfkd_jax.runtime import files
 
 HISTORY = [
     {"student_accuracy": 10.0, "epoch": 1, "retention_loss": None, "seconds": 2.0},
@@ -20,33 +21,33 @@ HISTORY = [
 
 def test_metrics_come_back_as_written(tmp_path):
     path = tmp_path / "run/metrics.jsonl"
-    results.write_metrics(path, HISTORY[:2])
-    results.append_metrics(path, HISTORY[2])
-    assert results.read_metrics(path) == HISTORY
+    records.write_metrics(path, HISTORY[:2])
+    records.append_metrics(path, HISTORY[2])
+    assert records.read_metrics(path) == HISTORY
     assert len(path.read_text().splitlines()) == 3
     # Rewritten by a run that resumes after epoch 1.
-    results.write_metrics(path, HISTORY[:1])
-    assert results.read_metrics(path) == HISTORY[:1]
+    records.write_metrics(path, HISTORY[:1])
+    assert records.read_metrics(path) == HISTORY[:1]
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_appending_makes_the_file(tmp_path):
     path = tmp_path / "run/metrics.jsonl"
-    results.append_metrics(path, HISTORY[0])
-    assert results.read_metrics(path) == HISTORY[:1]
+    records.append_metrics(path, HISTORY[0])
+    assert records.read_metrics(path) == HISTORY[:1]
 
 
 def test_keys_are_in_a_stable_order(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for record in ({"b": 1, "epoch": 1, "a": 2}, {"a": 2, "b": 1, "epoch": 1}):
-        results.append_metrics(path, record)
+        records.append_metrics(path, record)
     assert path.read_text() == '{"epoch": 1, "a": 2, "b": 1}\n' * 2
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path):
     path = tmp_path / "metrics.jsonl"
     values = {"nan": math.nan, "inf": np.float32(np.inf), "array": jnp.array([1.0, jnp.nan])}
-    results.append_metrics(path, {"epoch": np.int64(1), **values, "loss": jnp.float32(0.5)})
+    records.append_metrics(path, {"epoch": np.int64(1), **values, "loss": jnp.float32(0.5)})
     # Parsed strictly: Python's own parser would let NaN pass.
     record = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert record == {"epoch": 1, "nan": None, "inf": None, "array": [1.0, None], "loss": 0.5}
@@ -55,23 +56,23 @@ def test_numbers_that_json_lacks_become_null(tmp_path):
 @pytest.mark.parametrize("cut", [1, 2, 9, 30])
 def test_a_torn_last_line_is_ignored_and_does_not_swallow_the_next(tmp_path, cut):
     path = tmp_path / "metrics.jsonl"
-    results.write_metrics(path, [*HISTORY[:2], {"epoch": 3, "note": "μ and σ² of the run"}])
+    records.write_metrics(path, [*HISTORY[:2], {"epoch": 3, "note": "μ and σ² of the run"}])
     path.write_bytes(path.read_bytes()[:-cut])
     whole = 3 if cut == 1 else 2  # only the end of the line is missing
-    assert len(results.read_metrics(path)) == whole
-    assert results.read_metrics(path)[:2] == HISTORY[:2]
-    results.append_metrics(path, HISTORY[2])
-    assert len(results.read_metrics(path)) == whole + 1
-    assert results.read_metrics(path)[-1] == HISTORY[2]
+    assert len(records.read_metrics(path)) == whole
+    assert records.read_metrics(path)[:2] == HISTORY[:2]
+    records.append_metrics(path, HISTORY[2])
+    assert len(records.read_metrics(path)) == whole + 1
+    assert records.read_metrics(path)[-1] == HISTORY[2]
 
 
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
-        results.read_metrics(tmp_path / "metrics.jsonl")
+        records.read_metrics(tmp_path / "metrics.jsonl")
 
 
 def test_the_summary_is_what_one_computes_by_hand():
-    summary = results.summarize(HISTORY, 99.0, {"method": "ours-1", "seed": np.int32(3)})
+    summary = records.summarize(HISTORY, 99.0, {"method": "ours-1", "seed": np.int32(3)})
     variance = summary.pop("accuracy_variance")
     # Deviations from 80/3 are −50/3, 40/3, 10/3.
     assert variance == pytest.approx((2500 + 1600 + 100) / 9 / 3)
@@ -96,7 +97,7 @@ def test_without_data_the_agreement_is_summed_up():
         {"student_accuracy": None, "generated_agreement": agreement, "seconds": 1.0}
         for agreement in (50.0, 90.0, 70.0)
     ]
-    summary = results.summarize(history, None, {})
+    summary = records.summarize(history, None, {})
     assert summary["teacher_accuracy"] is summary["mean_accuracy"] is None
     assert summary["mean_agreement"] == 70
     assert summary["agreement_variance"] == pytest.approx((20**2 + 20**2) / 3)
@@ -104,34 +105,34 @@ def test_without_data_the_agreement_is_summed_up():
 
 
 def test_a_summary_of_nothing_has_no_numbers():
-    summary = results.summarize([], 99.0, {})
+    summary = records.summarize([], 99.0, {})
     assert summary["epochs"] == 0 and summary["seconds"] == 0
     assert summary["mean_accuracy"] is summary["final_accuracy"] is None
 
 
 def test_json_comes_back_and_is_sorted(tmp_path):
     path = tmp_path / "a/summary.json"
-    results.write_json(path, {"b": (1, 2.5), "a": {"path": Path("x"), "nan": math.nan}})
-    assert results.read_json(path) == {"a": {"nan": None, "path": "x"}, "b": [1, 2.5]}
+    files.write_json(path, {"b": (1, 2.5), "a": {"path": Path("x"), "nan": math.nan}})
+    assert files.read_json(path) == {"a": {"nan": None, "path": "x"}, "b": [1, 2.5]}
     assert path.read_text().index('"a"') < path.read_text().index('"b"')
 
 
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     path = tmp_path / "summary.json"
-    results.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError, match="object cannot be written as JSON"):
-        results.write_json(path, {"a": object()})
-    with pytest.raises(RuntimeError), results.replacing(path) as file:
+        files.write_json(path, {"a": object()})
+    with pytest.raises(RuntimeError), files.replacing(path) as file:
         file.write(b"half")
         raise RuntimeError
-    assert results.read_json(path) == {"a": 1}
+    assert files.read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_that_is_not_json_is_named(tmp_path):
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(ValueError, match=r"summary\.json is not a JSON file"):
-        results.read_json(tmp_path / "summary.json")
+        files.read_json(tmp_path / "summary.json")
 
 
 def events(folder):
@@ -151,7 +152,7 @@ def events(folder):
 
 
 def test_tensorboard_gets_the_scalars_at_their_epoch(tmp_path):
-    board = results.TensorBoard(tmp_path)
+    board = records.TensorBoard(tmp_path)
     board.write({"epoch": 1, "loss": jnp.float32(0.5), "retention_loss": None, "name": "a"})
     board.write({"epoch": 2, "loss": 0.25, "gradient_alignment": math.nan})
     expected = [(1, "loss", 0.5), (2, "loss", 0.25)]
@@ -161,7 +162,7 @@ def test_tensorboard_gets_the_scalars_at_their_epoch(tmp_path):
     assert events(tmp_path) == (expected, [])  # without closing: a killed run keeps its curves
     board.close()
     # Resumed after epoch 1 within the same second, without overwriting the first file.
-    board = results.TensorBoard(tmp_path, first_epoch=2)
+    board = records.TensorBoard(tmp_path, first_epoch=2)
     board.write({"epoch": 2, "loss": 0.125})
     board.close()
     assert events(tmp_path) == ([*expected, (2, "loss", 0.125)], [2])
