@@ -33,7 +33,7 @@ METHODS: dict[str, ModuleType] = {
 """Name ↦ the module of the method."""
 
 RENAMED = {"adversarial": "no-replay"}
-"""Names of earlier versions, and today's."""
+"""Names of earlier versions, which still find the method, and today's."""
 
 
 def find(name: str) -> ModuleType:
@@ -45,10 +45,9 @@ def find(name: str) -> ModuleType:
     Raises:
       UserError: there is none, or it is no method; one sentence.
     """
+    name = today(name)
     if name in METHODS:
         return METHODS[name]
-    if name in RENAMED:
-        raise UserError(f"The method {name!r} is called {RENAMED[name]!r} now.")
     try:
         module = importlib.import_module(name)
     except Exception as error:  # the imported code may raise anything
@@ -66,6 +65,11 @@ def find(name: str) -> ModuleType:
     return module
 
 
+def today(name: str) -> str:
+    """Today's name of a method that may be given by one of an earlier version."""
+    return RENAMED.get(name, name)
+
+
 def fields_of(name: str) -> Fields:
     """The method's own fields; see `find`."""
     return getattr(find(name), "FIELDS", {})
@@ -73,7 +77,7 @@ def fields_of(name: str) -> Fields:
 
 def preset(name: str) -> Mapping[str, Any]:
     """The fields that make the method what it is; see `find`."""
-    return getattr(find(name), "PRESETS", {}).get(name, {})
+    return getattr(find(name), "PRESETS", {}).get(today(name), {})
 
 
 def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
@@ -82,6 +86,6 @@ def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collectio
     Raises:
       UserError: see `find`.
     """
-    config.method = method
+    config.method = today(method)
     config.update_from_flattened_dict(preset(method))
     return config

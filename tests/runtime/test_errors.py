@@ -131,7 +131,7 @@ def test_no_command_shortens_every_value_error():
         )
         for names in caught:
             unknown = set(re.findall(r"\w+", names)) - allowed - {"LostProcess"}
-            unknown -= {"jax", "errors", "JaxRuntimeError", "results"}
+            unknown -= {"jax", "errors", "JaxRuntimeError", "files"}
             assert not unknown, (path.name, names)
 
 
