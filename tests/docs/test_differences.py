@@ -19,7 +19,7 @@ def test_every_test_that_the_page_names_exists():
 
 def test_every_field_that_the_page_names_exists():
     from configs import default
-    from dfkd_jax.run.config import get
+    from dfkd_jax.runtime.fields import get
 
     page = (ROOT / "docs/differences.md").read_text()
     config = default.get_config()
