@@ -27,7 +27,7 @@ NO_DATA = (
 FIGURES = {
     "learning_evolution.png": (
         figures.learning_evolution,
-        "{quality} over the epochs: mean over seeds, 95 % band. Dashed with hollow markers: "
+        "{measure} over the epochs: mean over seeds, 95 % band. Dashed with hollow markers: "
         "joint replay or none; solid: a meta-gradient.",
     ),
     "replay_schemes.png": (
@@ -36,7 +36,7 @@ FIGURES = {
     ),
     "final_accuracy.png": (
         figures.final_accuracy,
-        "{quality} after the last epoch: each seed, the mean and its 95 % interval.",
+        "{measure} after the last epoch: each seed, the mean and its 95 % interval.",
     ),
     "alignment.png": (
         figures.alignment,
@@ -84,15 +84,15 @@ def write(
         baseline = None
     baseline = choose_baseline(list(groups), baseline)
     output = Path(output or directories[0])
-    quality = run_folders.quality(groups)
-    if quality == "agreement":
+    kind = run_folders.accuracy_or_agreement(groups)
+    if kind == "agreement":
         notes.insert(0, NO_DATA)
     notes += [
         f"{run.label}, seed {run.seed}: {sentence}"
         for run in runs
         for sentence in run.summary.get("warnings", ())
     ]
-    shown = tables.measures(quality, run_folders.tested_split(groups))
+    shown = tables.measures(kind, run_folders.tested_split(groups))
     aggregates = tables.aggregate(groups, baseline, shown)
     written = [
         tables.means_table(aggregates, shown),
@@ -115,9 +115,9 @@ def write(
         with replacing_together(output) as new:
             for name, (draw, _) in drawings.items():
                 draw(groups, new / name, (new / name).with_suffix(".pdf"))
-            words = axes.quality_of(groups).title
+            words = axes.progress_measure_of(groups).title
             captioned = [
-                (new / name, caption.format(quality=words[0].upper() + words[1:], field=field))
+                (new / name, caption.format(measure=words[0].upper() + words[1:], field=field))
                 for name, (_, caption) in drawings.items()
             ]
             for name, rows in csv_files.items():

@@ -12,10 +12,11 @@ from configs import digits
 from dfkd_jax import evaluate, export
 from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
+from dfkd_jax.data.data_specs import teacher_card
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import checkpoint, teacher
-from dfkd_jax.run.resume import claim
+from dfkd_jax.run.resume import check_or_write_config
 from dfkd_jax.run.student import load_student
 from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
@@ -76,7 +77,7 @@ def make_run(root, student, other):
     config = tiny_config(**FACTS, **models, **{"teacher.checkpoint": "teachers/one"})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        claim(config, root / "run")
+        check_or_write_config(config, teacher_card(config), root / "run")
     with checkpoint.open_checkpoints(root / "run" / "checkpoints") as manager:
         checkpoint.save(manager, 1, {"student": student.variables}, [{"epoch": 1}])
     return root / "run"
@@ -212,7 +213,7 @@ def test_a_runs_folder_has_imported_what_its_configuration_names(pair, split, tm
     teacher.save_teacher(tmp_path / "teacher", pair[0].variables, card)
     fields = {"teacher.model": name, "student.model": name}
     config = tiny_config(**FACTS, **fields, **{"teacher.checkpoint": str(tmp_path / "teacher")})
-    claim(config, tmp_path / "run")
+    check_or_write_config(config, teacher_card(config), tmp_path / "run")
     with checkpoint.open_checkpoints(tmp_path / "run" / "checkpoints") as manager:
         checkpoint.save(manager, 1, {"student": pair[0].variables}, [{"epoch": 1}])
     found = evaluate.evaluate(tmp_path / "run", digits.get_config(), 200)

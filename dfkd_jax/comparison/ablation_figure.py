@@ -15,7 +15,7 @@ from dfkd_jax.comparison.axes import (
     create_figure,
     fit_values,
     legend_beside,
-    quality_of,
+    progress_measure_of,
     say,
     styles_of,
 )
@@ -64,21 +64,22 @@ def ablation(groups: Groups, *paths: str | os.PathLike) -> None:
     Raises:
       OSError: a file cannot be written.
     """
-    field, quality = varied_field(groups), quality_of(groups)
+    field, progress = varied_field(groups), progress_measure_of(groups)
+    kind = run_folders.accuracy_or_agreement(groups)
     assert field is not None
     by_method: dict[str, list[Run]] = {}
     for runs in groups.values():
         by_method.setdefault(method_label(runs[0].summary), []).extend(runs)
     styles = styles_of(by_method)
-    shown = tables.measures(run_folders.quality(groups), run_folders.tested_split(groups))
+    shown = tables.measures(kind, run_folders.tested_split(groups))
     measures = {measure.key: measure for measure in shown}
-    mean = measures[f"mean_{run_folders.quality(groups)}"]
+    mean = measures[f"mean_{kind}"]
     figure = create_figure(13, 4.2)
     panels = figure.subplots(1, 3)
     cosine = r"$\cos(\nabla L_{acq},\,\nabla L_{ret})$"
     for axes, title, unit, measure, limits in (
-        (panels[0], f"μ: {quality.title}", quality.unit, mean, (0, 100)),
-        (panels[1], "after the last epoch", quality.unit, measures[quality.final], (0, 100)),
+        (panels[0], f"μ: {progress.title}", progress.unit, mean, (0, 100)),
+        (panels[1], "after the last epoch", progress.unit, measures[progress.final], (0, 100)),
         (panels[2], "mean gradient alignment", cosine, measures["mean_alignment"], (-1, 1)),
     ):
         panel(axes, title, unit)

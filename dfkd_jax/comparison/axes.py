@@ -25,7 +25,7 @@ LINE_LENGTH = 30  # characters of a label that stand on one line, if it can be b
 LINE_HEIGHT = 0.17  # inches
 
 
-class Quality(NamedTuple):
+class ProgressMeasure(NamedTuple):
     """What the curves show of a student, percent."""
 
     key: str  # in a record
@@ -34,9 +34,11 @@ class Quality(NamedTuple):
     unit: str
 
 
-QUALITIES = {  # by what `run_folders.quality` names
-    "accuracy": Quality(ACCURACY, "final_accuracy", "accuracy on the {split} set", "top-1, %"),
-    "agreement": Quality(
+PROGRESS_MEASURES = {  # by what `run_folders.accuracy_or_agreement` names
+    "accuracy": ProgressMeasure(
+        ACCURACY, "final_accuracy", "accuracy on the {split} set", "top-1, %"
+    ),
+    "agreement": ProgressMeasure(
         AGREEMENT,
         "final_agreement",
         "agreement with the teacher on generated images",
@@ -45,10 +47,10 @@ QUALITIES = {  # by what `run_folders.quality` names
 }
 
 
-def quality_of(groups: Groups) -> Quality:
+def progress_measure_of(groups: Groups) -> ProgressMeasure:
     """What the curves of these runs show, in words that name the images."""
-    quality = QUALITIES[run_folders.quality(groups)]
-    return quality._replace(title=quality.title.format(split=run_folders.tested_split(groups)))
+    measure = PROGRESS_MEASURES[run_folders.accuracy_or_agreement(groups)]
+    return measure._replace(title=measure.title.format(split=run_folders.tested_split(groups)))
 
 
 class Style(NamedTuple):

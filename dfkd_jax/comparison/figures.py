@@ -21,7 +21,7 @@ from dfkd_jax.comparison.axes import (
     fit_values,
     legend_beside,
     over_epochs,
-    quality_of,
+    progress_measure_of,
     say,
     styles_of,
     wrapped,
@@ -44,9 +44,9 @@ def learning_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
     Raises:
       OSError: a file cannot be written.
     """
-    quality = quality_of(groups)
-    figure, axes = _single(f"{quality.title} over the epochs", quality.unit)
-    _curves(axes, groups, quality.key, styles_of(groups))
+    measure = progress_measure_of(groups)
+    figure, axes = _single(f"{measure.title} over the epochs", measure.unit)
+    _curves(axes, groups, measure.key, styles_of(groups))
     _teachers(axes, groups)
     legend_beside(figure, [axes])
     save(figure, *paths)
@@ -54,7 +54,7 @@ def learning_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
 
 def replay_schemes(groups: Groups, *paths: str | os.PathLike) -> None:
     """Draw accuracy per epoch in one panel for each replay scheme; arguments as above."""
-    styles, quality = styles_of(groups), quality_of(groups)
+    styles, measure = styles_of(groups), progress_measure_of(groups)
     kinds = {kind: None for kind in ("memory_bank", "generative")}  # shown even without runs
     for runs in groups.values():
         kinds.setdefault(runs[0].summary.get("replay", "none"))
@@ -65,11 +65,11 @@ def replay_schemes(groups: Groups, *paths: str | os.PathLike) -> None:
         over_epochs(axes, SCHEMES.get(kind, kind.replace("_", " ")), "")
         shown = {n: r for n, r in groups.items() if r[0].summary.get("replay", "none") == kind}
         if shown:
-            _curves(axes, shown, quality.key, styles)
+            _curves(axes, shown, measure.key, styles)
         else:
             say(axes, "no runs")
-    panels[0].set_ylabel(f"{quality.title}, %")
-    measured = [v for runs in groups.values() for run in runs for v in curve(run, quality.key)]
+    panels[0].set_ylabel(f"{measure.title}, %")
+    measured = [v for runs in groups.values() for run in runs for v in curve(run, measure.key)]
     fit_values(panels[0], measured)
     for axes in panels:
         _teachers(axes, groups)
@@ -102,12 +102,12 @@ def final_accuracy(groups: Groups, *paths: str | os.PathLike) -> None:
     row_height = max(0.42, LINE_HEIGHT * (max(map(count_lines, names)) + 0.5))
     figure = create_figure(8, 1.4 + row_height * len(groups))
     axes = figure.subplots()
-    quality = quality_of(groups)
-    axes.set_title(f"{quality.title} after the last epoch", fontsize=10, loc="left", weight="bold")
+    measure = progress_measure_of(groups)
+    axes.set_title(f"{measure.title} after the last epoch", fontsize=10, loc="left", weight="bold")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
-    finals = {n: [run.summary.get(quality.final) for run in r] for n, r in groups.items()}
+    finals = {n: [run.summary.get(measure.final) for run in r] for n, r in groups.items()}
     for row, (name, style) in enumerate(styles_of(groups).items()):
         values = np.array([np.nan if v is None else v for v in finals[name]], float)
         # Apart, so that the bar does not cover the dots.
@@ -134,7 +134,7 @@ def final_accuracy(groups: Groups, *paths: str | os.PathLike) -> None:
     axes.set_yticks(range(len(finals)), names)
     axes.set_ylim(len(finals) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"{quality.unit}; small dots: seeds, bar: mean and 95 % interval")
+    axes.set_xlabel(f"{measure.unit}; small dots: seeds, bar: mean and 95 % interval")
     save(figure, *paths)
 
 

@@ -116,7 +116,7 @@ def find(directories: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]
         raise UserError(f"A run cannot be read: {error}") from error
     runs = [run for run in read if isinstance(run, Run)]
     notes = [note for note in read if isinstance(note, str)]
-    runs = _told_apart(sorted(runs, key=_order))
+    runs = _with_differing_fields(sorted(runs, key=_order))
     runs, repeated = _without_repeats(runs)
     finished = [run for run in runs if run.failure is None]
     if not finished:
@@ -154,7 +154,7 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return by_label
 
 
-def quality(groups: Mapping[str, Sequence[Run]]) -> str:
+def accuracy_or_agreement(groups: Mapping[str, Sequence[Run]]) -> str:
     """What says how far the students are: "accuracy", or "agreement" if no run has data to test on.
 
     It completes the keys of `summary.json`: `mean_accuracy`, `final_agreement`.
@@ -240,7 +240,7 @@ def _order(run: Run) -> tuple:
     )
 
 
-def _told_apart(runs: list[Run]) -> list[Run]:
+def _with_differing_fields(runs: list[Run]) -> list[Run]:
     """Runs of one label but several configurations get the differing fields in their labels.
 
     They are sorted by the values of these fields, numbers by size.
@@ -271,10 +271,10 @@ def _told_apart(runs: list[Run]) -> list[Run]:
         suffix = [f"{f}={own.get(f)}" for f in differing[run.label] if own]
         return run._replace(label=" ".join([run.label, *suffix]))
 
-    return _told_apart_by_teacher([renamed(run) for run in sorted(runs, key=order)])
+    return _with_differing_teachers([renamed(run) for run in sorted(runs, key=order)])
 
 
-def _told_apart_by_teacher(runs: list[Run]) -> list[Run]:
+def _with_differing_teachers(runs: list[Run]) -> list[Run]:
     """Where a seed is there with several teachers, their folders get into the labels."""
 
     def folder(run: Run) -> str | None:

@@ -34,8 +34,8 @@ class Measure(NamedTuple):
         return reduce(values) if values else None
 
 
-# What `run_folders.quality` names, in words, and the title of its maximum.
-_QUALITIES = {
+# What `run_folders.accuracy_or_agreement` names, in words, and the title of its maximum.
+_IN_WORDS = {
     "accuracy": ("{split} accuracy", "Acc_max"),
     "agreement": ("agreement with the teacher on fresh generated images", "max"),
 }
@@ -100,31 +100,31 @@ _TERMS = (
 )
 
 
-def measures(quality: str, split: str) -> tuple[Measure, ...]:
-    """What the tables show where `run_folders.quality` is "accuracy" or "agreement".
+def measures(kind: str, split: str) -> tuple[Measure, ...]:
+    """What the tables show where `run_folders.accuracy_or_agreement` is "accuracy" or "agreement".
 
     Args:
-      quality: of the runs.
+      kind: of the runs.
       split: what accuracies were measured on, as `run_folders.tested_split` names it.
     """
-    words, best = _QUALITIES[quality]
+    words, best = _IN_WORDS[kind]
     words = words.format(split=split)
     return (
         Measure(
-            f"mean_{quality}",
+            f"mean_{kind}",
             "μ ↑ (%)",
             f"the mean of the student's {words} over all epochs of a run: how much it knows all "
             "along, which counts where no test data says when to stop",
         ),
         Measure(
-            f"{quality}_variance",
+            f"{kind}_variance",
             "σ² ↓ (%²)",
-            f"the variance of that {quality} over the epochs of a run (divided by their number), "
+            f"the variance of that {kind} over the epochs of a run (divided by their number), "
             "averaged over seeds: slow learning and forgetting both raise it",
         ),
-        Measure(f"max_{quality}", f"{best} ↑ (%)", f"the best epoch's {words}"),
-        Measure(f"final_{quality}", "final ↑ (%)", f"the last epoch's {words}"),
-        *([_CLASS_SHARE] if quality == "agreement" else []),
+        Measure(f"max_{kind}", f"{best} ↑ (%)", f"the best epoch's {words}"),
+        Measure(f"final_{kind}", "final ↑ (%)", f"the last epoch's {words}"),
+        *([_CLASS_SHARE] if kind == "agreement" else []),
         *_RETENTION,
         *_COSTS,
     )

@@ -53,8 +53,8 @@ def create_epoch(
     finish = jax.jit(lambda state, sums: averages(sums) | finite_parts(state, sums))
 
     def epoch(state: DistillState, teacher: Any) -> tuple[DistillState, dict[str, jax.Array]]:
-        carry = mapped.enter((state, nothing(state, teacher)))
-        state, sums = mapped.leave(run(carry, mapped.constants(teacher)))
+        carry = mapped.shard((state, nothing(state, teacher)))
+        state, sums = mapped.gather(run(carry, mapped.replicate(teacher)))
         return state, finish(state, sums)
 
     return epoch
@@ -174,7 +174,7 @@ def _stepped(parts: Parts, mapped: Mapped) -> Step:
         def take(one: Step | None) -> None:
             nonlocal carry
             if one is not None:
-                carry = mapped.settle(one(carry, teacher))
+                carry = mapped.block_until_ready(one(carry, teacher))
 
         first = 0
         if plan.warm_up:  # an epoch's one read, of a value that is there when the epoch begins

@@ -16,7 +16,6 @@ from dfkd_jax.distillation.epoch import finite_parts
 from dfkd_jax.methods.table import RENAMED
 from dfkd_jax.run import checkpoint
 from dfkd_jax.run import config as config_lib
-from dfkd_jax.run.setup import Setup
 from dfkd_jax.run.student import is_teacher_of, keep_teacher_card
 from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
@@ -32,7 +31,9 @@ class Run(NamedTuple):
     history: checkpoint.History
 
 
-def claim(setup: Setup, workdir: Path) -> None:
+def check_or_write_config(
+    config: ml_collections.ConfigDict, card: dict[str, Any], workdir: Path
+) -> None:
     """Write `config.json`, or compare with the one that is there; keep the card of a given teacher.
 
     Raises:
@@ -42,11 +43,11 @@ def claim(setup: Setup, workdir: Path) -> None:
     found = []
     try:
         if path.exists():
-            found = other_fields(workdir, setup.config, setup.card)
+            found = other_fields(workdir, config, card)
         else:
-            files.write_json(path, config_lib.to_dict(setup.config))
+            files.write_json(path, config_lib.to_dict(config))
         if not found:
-            keep_teacher_card(workdir, setup.config.teacher.checkpoint, setup.card)
+            keep_teacher_card(workdir, config.teacher.checkpoint, card)
     except (OSError, UserError) as error:
         raise UserError(f"--workdir {workdir} cannot be used: {error}") from error
     if found:

@@ -22,7 +22,7 @@ from dfkd_jax.run.checkpoint import History
 from dfkd_jax.run.epochs import Distillation
 from dfkd_jax.run.outputs import Outputs
 from dfkd_jax.run.progress import Progress, default_console, student_fields
-from dfkd_jax.run.resume import claim, resume
+from dfkd_jax.run.resume import check_or_write_config, resume
 from dfkd_jax.run.setup import parse
 from dfkd_jax.run.student import check_teacher
 from dfkd_jax.runtime import devices as devices_lib
@@ -64,7 +64,7 @@ def run(
     precision = jax.default_matmul_precision(config.matmul_precision)
     with contextlib.ExitStack() as held, stop_requests() as own_request, precision:
         processes.on_main(lambda: held.enter_context(only_user(workdir)), UserError)
-        processes.on_main(partial(claim, setup, workdir), UserError)
+        processes.on_main(partial(check_or_write_config, config, setup.card, workdir), UserError)
 
         def stop_requested() -> str | None:
             request = own_request()
@@ -100,7 +100,9 @@ def in_folder(
     console = Console(quiet=True)
     with contextlib.ExitStack() as held:
         processes.on_main(lambda: held.enter_context(only_user(workdir)), UserError)
-        processes.on_main(partial(claim, distillation.setup, workdir), UserError)
+        setup = distillation.setup
+        check_config = partial(check_or_write_config, setup.config, setup.card, workdir)
+        processes.on_main(check_config, UserError)
         check = partial(check_teacher, workdir, distillation.teacher_variables)
         processes.on_main(check, UserError)
         done = _distil(distillation, workdir, start, console, lambda: None, tell=tell)

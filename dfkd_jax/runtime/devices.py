@@ -83,13 +83,15 @@ class Devices(NamedTuple):
 
 
 class Mapped(NamedTuple):
-    """Per-device functions over all devices: `leave(step(f)(enter(state), constants(teacher)))`."""
+    """Per-device functions over all devices: gather(step(f)(shard(state), replicate(teacher)))."""
 
-    enter: Callable[[Any], Any]  # a whole state to what mapped functions take; consumes it
-    constants: Callable[[Any], Any]  # likewise the teacher's variables, a copy on each device
+    shard: Callable[[Any], Any]  # a whole state to what mapped functions take; consumes it
+    replicate: Callable[[Any], Any]  # likewise the teacher's variables, a copy on each device
     step: Callable[[Step], Step]  # a per-device function to a mapped one, the state donated
-    leave: Callable[[Any], Any]  # back to a whole state; consumes it
-    settle: Callable[[Any], Any]  # a mapped state, waited for where steps may not queue up
+    gather: Callable[[Any], Any]  # back to a whole state; consumes it
+    block_until_ready: Callable[
+        [Any], Any
+    ]  # a mapped state, waited for where steps may not queue up
 
 
 def choose(parallel: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> Devices:
@@ -156,7 +158,7 @@ def _shard_map(devices: Devices, layout: Layout) -> Mapped:
     def step(function: Step) -> Step:
         return jax.jit(_per_device(devices, function, (layout, WHOLE), layout), donate_argnums=0)
 
-    return Mapped(_same, _same, step, _same, _settle(devices))
+    return Mapped(_same, _same, step, _same, _block_until_ready(devices))
 
 
 def _pmap(devices: Devices, layout: Layout) -> Mapped:
@@ -170,7 +172,7 @@ def _pmap(devices: Devices, layout: Layout) -> Mapped:
         return jax.tree.map(lambda leaf: leaf[0], tree)
 
     stack_state = jax.jit(_per_device(devices, stack, (layout,), 0))
-    stack_constants = jax.jit(_per_device(devices, stack, (WHOLE,), 0))
+    stack_copies = jax.jit(_per_device(devices, stack, (WHOLE,), 0))
     unstack_state = jax.jit(_per_device(devices, unstack, (0,), layout))
 
     def local(tree: Any) -> Any:
@@ -178,12 +180,12 @@ def _pmap(devices: Devices, layout: Layout) -> Mapped:
             return tree
         return multihost_utils.global_array_to_host_local_array(tree, mesh, P(AXIS))
 
-    def enter(state: Any) -> Any:
+    def shard(state: Any) -> Any:
         stacked = local(stack_state(state))
         _delete(state)
         return stacked
 
-    def leave(stacked: Any) -> Any:
+    def gather(stacked: Any) -> Any:
         if several:
             stacked = multihost_utils.host_local_array_to_global_array(stacked, mesh, P(AXIS))
         state = unstack_state(stacked)
@@ -193,13 +195,13 @@ def _pmap(devices: Devices, layout: Layout) -> Mapped:
     def step(function: Step) -> Step:
         return jax.pmap(function, axis_name=AXIS, devices=list(mesh.devices.flat), donate_argnums=0)
 
-    def constants(tree: Any) -> Any:
-        return local(stack_constants(tree))
+    def replicate(tree: Any) -> Any:
+        return local(stack_copies(tree))
 
-    return Mapped(enter, constants, step, leave, _settle(devices))
+    return Mapped(shard, replicate, step, gather, _block_until_ready(devices))
 
 
-def _settle(devices: Devices) -> Callable[[Any], Any]:
+def _block_until_ready(devices: Devices) -> Callable[[Any], Any]:
     # Emulated devices share the threads of one CPU: with several steps under way the threads can
     # all wait in collectives whose other participants then find none.
     return jax.block_until_ready if devices.mesh.devices.flat[0].platform == "cpu" else _same

@@ -225,7 +225,7 @@ def test_whole_arrays_survive_the_way_to_the_devices_and_back():
         put = some.put(tree, layout)
         assert {len(shard.data[0]) for shard in put["split"].addressable_shards} == {2}
         both = devices.mapped(some, layout)
-        back = some.local(both.leave(both.enter(put)))
+        back = some.local(both.gather(both.shard(put)))
         jax.tree.map(np.testing.assert_array_equal, back, tree)
 
 
@@ -250,5 +250,5 @@ def test_what_devices_cannot_share_is_refused(method, fields, sentence):
 
 
 def test_an_unknown_mapping_is_refused():
-    with pytest.raises(config.UserError, match=r"config\.parallel\.mapping is 'vmap'; allowed are"):
-        config.check(tiny_config(**{"parallel.mapping": "vmap"}))
+    with pytest.raises(UserError, match=r"config\.parallel\.mapping is 'vmap'; allowed are"):
+        parse(tiny_config(**{"parallel.mapping": "vmap"}))
