@@ -12,7 +12,7 @@ running statistics, not on those of its batch.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, no_type_check
 
 import chex
 import jax
@@ -21,6 +21,7 @@ import ml_collections
 import optax
 from flax import struct
 from jax import lax
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from dfkd_jax.losses import batch_norm
 from dfkd_jax.losses import terms as losses
@@ -29,22 +30,26 @@ from dfkd_jax.networks.generator import Generator
 from dfkd_jax.networks.models import COMPUTE_DTYPES
 from dfkd_jax.replay.scheme import Batch, Replay, RetentionBatch, Teacher
 from dfkd_jax.runtime import draw
+from dfkd_jax.runtime.arrays import AnyArray
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.devices import WHOLE
 from dfkd_jax.runtime.metrics import Metrics, measured
 
 
+@no_type_check  # a pytree: JAX puts other things than arrays into it as well
 class GenerativeMemory(struct.PyTreeNode):
     """Encoder and memory generator in training; each field has one entry for either."""
 
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     opt_state: Any  # of one Adam over both
-    observations: jax.Array  # () int32, so far
+    observations: Int[Array, ""]  # so far
 
 
-def kl_to_normal(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """KL(N(μ, σ²) ‖ N(0, I)) = −½ Σ (1 + log σ² − μ² − σ²), (B, Z) × (B, Z) → (B,)."""
+def kl_to_normal(
+    mean: Float[AnyArray, "B Z"], log_variance: Float[AnyArray, "B Z"]
+) -> Float[Array, "B"]:
+    """KL(N(μ, σ²) ‖ N(0, I)) = −½ Σ (1 + log σ² − μ² − σ²), the sum over the Z dimensions."""
     chex.assert_equal_shape([mean, log_variance])
     return -0.5 * jnp.sum(1 + log_variance - mean**2 - jnp.exp(log_variance), axis=-1)
 
@@ -52,21 +57,21 @@ def kl_to_normal(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
 def vae_loss(
     original: Batch,
     reconstruction: Batch,
-    mean: jax.Array,
-    log_variance: jax.Array,
+    mean: Float[AnyArray, "B Z"],
+    log_variance: Float[AnyArray, "B Z"],
     *,
     kl_weight: float = 1e-5,
-    example_weights: jax.Array | None = None,
+    example_weights: Float[Array, "B"] | None = None,
     axis: Axis = ONE,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """d(x, x̃) + d(T(x), T(x̃)) + kl_weight · KL, with d(a, b) = mean |a − b|.
 
     Args:
-      original: x (B, H, W, C) and T(x) (B, K).
+      original: x and T(x).
       reconstruction: x̃ and T(x̃), the same shapes.
-      mean: μ, (B, Z). log_variance: log σ², (B, Z).
+      mean: μ. log_variance: log σ².
       kl_weight: of the divergence from N(0, I), its mean over the batch.
-      example_weights: (B,), how much each example counts in the means; None: all the same.
+      example_weights: how much each example counts in the means; None: all the same.
       axis: over which the batch is split.
     """
     chex.assert_trees_all_equal_shapes(original, reconstruction)
@@ -80,13 +85,13 @@ def vae_loss(
 
 
 def recall_objective(
-    latents: jax.Array,
-    logits: jax.Array,
+    latents: Float[AnyArray, "m Z"],
+    logits: Float[AnyArray, "m K"],
     *,
     information_entropy: float = 5.0,
     one_hot: float = 1.0,
     axis: Axis = ONE,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """ie · Σ_c p̄_c log10 p̄_c + oh · CE(T, argmax T) + MSE(var z, 1) + MSE(mean z, 0).
 
     Low where the teacher is sure of every image, all classes come equally often, and the latent
@@ -94,8 +99,8 @@ def recall_objective(
     each of the Z dimensions.
 
     Args:
-      latents: z, (m, Z), m ≥ 2 over all devices.
-      logits: T of what the memory generator makes of z, (m, K).
+      latents: z, m ≥ 2 over all devices.
+      logits: T of what the memory generator makes of z.
       information_entropy: ie. one_hot: oh.
       axis: over which the batch is split.
     """
@@ -111,7 +116,7 @@ def recall_objective(
 
 
 def recall_latent(
-    latents: jax.Array,
+    latents: Float[Array, "m Z"],
     logits_of: Callable[[jax.Array], jax.Array],
     *,
     steps: int = 1,
@@ -119,8 +124,8 @@ def recall_latent(
     information_entropy: float = 5.0,
     one_hot: float = 1.0,
     axis: Axis = ONE,
-) -> jax.Array:
-    """Take `steps` Adam steps on latent vectors (m, Z) down the recall objective.
+) -> Float[Array, "m Z"]:
+    """Take `steps` Adam steps on latent vectors down the recall objective.
 
     Args:
       latents: where to start.
@@ -131,7 +136,7 @@ def recall_latent(
     """
     optimizer = optax.adam(learning_rate)
 
-    def objective(latents: jax.Array) -> jax.Array:
+    def objective(latents: Float[Array, "m Z"]) -> Float[Array, ""]:
         return recall_objective(
             latents,
             logits_of(latents),
@@ -188,9 +193,9 @@ class Setup(NamedTuple):
 class Observed(NamedTuple):
     """What one observation learns from: n current images and m recalled ones, in this order."""
 
-    original: Batch  # n + m of each
-    weights: jax.Array  # (n + m,): 1, and for recalled ones 0 while the memory knows nothing
-    noise: jax.Array  # (n + m, Z), ε of the latent vectors μ + σ ε
+    original: Batch
+    weights: Float[Array, "n+m"]  # 1, and for recalled ones 0 while the memory knows nothing
+    noise: Float[Array, "n+m Z"]  # ε of the latent vectors μ + σ ε
 
 
 def create_setup(
@@ -221,7 +226,7 @@ def create_setup(
     )
 
 
-def init(setup: Setup, key: jax.Array) -> GenerativeMemory:
+def init(setup: Setup, key: Key[Array, ""]) -> GenerativeMemory:
     """A memory that has observed nothing."""
     keys = {name: draw.stream(key, name) for name in ("encoder", "generator")}
     images = jnp.zeros((2, *setup.generator.image_shape))
@@ -238,15 +243,22 @@ def init(setup: Setup, key: jax.Array) -> GenerativeMemory:
     )
 
 
-def standard_normal(setup: Setup, key: jax.Array, count: int) -> jax.Array:
-    """`count` of N(0, I) for this device's examples, (count, Z)."""
+def standard_normal(
+    setup: Setup, key: Key[Array, ""], count: int
+) -> Float[Array, "{count} {setup.latent_dim}"]:
+    """`count` of N(0, I), for this device's examples."""
     return draw.normal(key, setup.axis.first(count), count, setup.latent_dim)
 
 
 def decoded(
-    setup: Setup, memory: GenerativeMemory, params: Any, latents: jax.Array, *, train: bool
-) -> jax.Array:
-    """What the memory generator makes of z, (m, Z) → (m, H, W, C).
+    setup: Setup,
+    memory: GenerativeMemory,
+    params: Any,
+    latents: Float[Array, "m Z"],
+    *,
+    train: bool,
+) -> Float[Array, "m H W C"]:
+    """What the memory generator makes of z.
 
     Args:
       setup: of the scheme.
@@ -261,7 +273,7 @@ def decoded(
 
 
 def recalled(
-    setup: Setup, memory: GenerativeMemory, key: jax.Array, teacher: Teacher, *, train: bool
+    setup: Setup, memory: GenerativeMemory, key: Key[Array, ""], teacher: Teacher, *, train: bool
 ) -> RetentionBatch:
     """Images of latent vectors that the teacher finds easy, without a gradient.
 
@@ -292,14 +304,14 @@ def recalled(
 
 
 def recall(
-    setup: Setup, memory: GenerativeMemory, key: jax.Array, teacher: Teacher
+    setup: Setup, memory: GenerativeMemory, key: Key[Array, ""], teacher: Teacher
 ) -> RetentionBatch:
     """The retention batch of the student."""
     return recalled(setup, memory, key, teacher, train=not setup.running_statistics)
 
 
 def recall_gradient(
-    setup: Setup, memory: GenerativeMemory, key: jax.Array, teacher: Teacher
+    setup: Setup, memory: GenerativeMemory, key: Key[Array, ""], teacher: Teacher
 ) -> Any:
     """∇ of the recall objective, where its one step starts, by the memory's parameters."""
     latents = standard_normal(setup, key, setup.recalled_images)
@@ -318,7 +330,11 @@ def recall_gradient(
 
 
 def observed(
-    setup: Setup, batch: Batch, own: RetentionBatch, knows: jax.Array, key: jax.Array
+    setup: Setup,
+    batch: Batch,
+    own: RetentionBatch,
+    knows: Float[Array, ""],
+    key: Key[Array, ""],
 ) -> Observed:
     """Put current and recalled images together, and draw the noise of their latent vectors.
 
@@ -326,7 +342,7 @@ def observed(
       setup: of the scheme.
       batch: n current images.
       own: m images that the memory has recalled.
-      knows: (), the weight of those.
+      knows: the weight of those.
       key: of the observation.
     """
     parts = (batch, Batch(own.images, own.logits))
@@ -345,7 +361,7 @@ def observed(
 
 def loss(
     setup: Setup, params: Any, batch_stats: Any, examples: Observed, teacher: Teacher
-) -> tuple[jax.Array, dict[str, Any]]:
+) -> tuple[Float[Array, ""], dict[str, Any]]:
     """`vae_loss` of what the networks make of the examples, and their moved running statistics.
 
     An example of weight 0 counts neither in the loss nor in the statistics of the batch.
@@ -383,8 +399,8 @@ def observe(
     setup: Setup,
     memory: GenerativeMemory,
     batch: Batch,
-    key: jax.Array,
-    iteration: jax.Array,
+    key: Key[Array, ""],
+    iteration: Integer[Array, ""],
     teacher: Teacher,
 ) -> tuple[GenerativeMemory, Metrics]:
     """One Adam step of both networks on current and recalled images."""
@@ -410,7 +426,7 @@ def observe(
 
 
 def exhibit(
-    setup: Setup, memory: GenerativeMemory, count: int, key: jax.Array, teacher: Teacher
+    setup: Setup, memory: GenerativeMemory, count: int, key: Key[Array, ""], teacher: Teacher
 ) -> Batch:
     """Recall `count` images, none before the first observation; for figures."""
     rounds = -(-count // setup.recalled_images) if memory.observations > 0 else 0

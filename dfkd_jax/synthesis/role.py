@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import Array, Float, Int
 
 from dfkd_jax.losses.terms import LayerStatistics
 from dfkd_jax.runtime.metrics import Metrics
@@ -12,15 +13,15 @@ from dfkd_jax.runtime.metrics import Metrics
 class Drawn(NamedTuple):
     """Images to learn from, in the teacher's normalised input space."""
 
-    images: jax.Array  # (B, H, W, C)
-    targets: jax.Array | None = None  # (B,) int32, the classes they were made for, if any
+    images: Float[Array, "B H W C"]
+    targets: Int[Array, "B"] | None = None  # the classes they were made for, if any
 
 
 class Seen(NamedTuple):
     """What the teacher makes of images."""
 
-    logits: jax.Array  # (B, K)
-    features: jax.Array  # (B, D), the input of its last layer
+    logits: Float[Array, "B K"]
+    features: Float[Array, "B D"]  # the input of its last layer
     statistics: list[LayerStatistics]  # of the input of each batch norm, over all devices
 
 
