@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from dfkd_jax.distillation import steps
 from dfkd_jax.distillation.state import DistillState
@@ -16,13 +17,13 @@ from dfkd_jax.runtime.draw import stream
 Agreement = Callable[[DistillState, Variables], dict[str, jax.Array]]
 
 
-def class_share(logits: jax.Array) -> jax.Array:
-    """Percent of the images in the commonest class by the arg max of logits (B, K)."""
+def class_share(logits: Float[Array, "B K"]) -> Float[Array, ""]:
+    """Percent of the images in the commonest class by the arg max of logits."""
     counts = jnp.bincount(jnp.argmax(logits, axis=-1), length=logits.shape[-1])
     return 100.0 * jnp.max(counts) / logits.shape[0]
 
 
-def spread(images: jax.Array) -> jax.Array:
+def spread(images: Float[Array, "B H W C"]) -> Float[Array, ""]:
     """The mean over all pairs of different images of |x_i − x_j| / √(H·W·C), ≥ 0.
 
     That is the root mean square difference of two images' pixels, in the space the images are in:
@@ -31,7 +32,7 @@ def spread(images: jax.Array) -> jax.Array:
     rounding small; what it makes negative counts as 0. NaN where an image is.
 
     Args:
-      images: (B, H, W, C), B ≥ 2.
+      images: two or more.
     """
     count = images.shape[0]
     flat = images.reshape(count, -1).astype(jnp.float32)
@@ -43,7 +44,7 @@ def spread(images: jax.Array) -> jax.Array:
     return jnp.sum(distances) / (count * (count - 1))
 
 
-def _together(recalls: jax.Array) -> jax.Array:
+def _together(recalls: Float[Array, "recalls m *rest"]) -> Float[Array, "recalls*m *rest"]:
     return recalls.reshape(-1, *recalls.shape[2:])
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from dfkd_jax.runtime.axis import ONE, Axis
 
@@ -41,11 +42,11 @@ def meta_gradient(
     retention_loss: Loss,
     params: Params,
     *,
-    inner_lr: float,
+    inner_lr: float | Float[Array, ""],
     variant: str,
-    retention_weight: float = 1.0,
+    retention_weight: float | Float[Array, ""] = 1.0,
     outer_loss: Loss | None = None,
-    inner_weight_decay: float = 0.0,
+    inner_weight_decay: float | Float[Array, ""] = 0.0,
     inner_steps: int = 1,
     has_aux: bool = False,
     measure_alignment: bool = True,
@@ -126,7 +127,12 @@ def meta_gradient(
     return _like(result.gradient, params), metrics
 
 
-def inner_step(params: Params, gradient: Params, lr: float, weight_decay: float = 0.0) -> Params:
+def inner_step(
+    params: Params,
+    gradient: Params,
+    lr: float | Float[Array, ""],
+    weight_decay: float | Float[Array, ""] = 0.0,
+) -> Params:
     """θ' = θ − α (g + ω θ), leaf by leaf, with the dtypes of θ."""
     adapted = jax.tree.map(lambda p, g: p - lr * (g + weight_decay * p), params, gradient)
     return _like(adapted, params)
@@ -137,7 +143,7 @@ def _like(tree: Params, params: Params) -> Params:
     return jax.tree.map(lambda x, p: x.astype(p.dtype), tree, params)
 
 
-def dot(a: Params, b: Params) -> jax.Array:
+def dot(a: Params, b: Params) -> Float[Array, ""]:
     """Σ a·b over all leaves, at least float32."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return jnp.asarray(sum(jnp.vdot(_widened(x), _widened(y)) for x, y in pairs))
@@ -147,7 +153,7 @@ def _widened(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def cosine(a: Params, b: Params) -> jax.Array:
+def cosine(a: Params, b: Params) -> Float[Array, ""]:
     """a·b / (‖a‖ ‖b‖) over all leaves, in [−1, 1]; 0 where a norm is 0, NaN where a leaf is NaN."""
     norms = jnp.sqrt(dot(a, a)) * jnp.sqrt(dot(b, b))
     value = dot(a, b) / jnp.where(norms == 0, 1, norms)
@@ -155,8 +161,8 @@ def cosine(a: Params, b: Params) -> jax.Array:
 
 
 class _Inner(NamedTuple):
-    lr: float
-    weight_decay: float
+    lr: float | Float[Array, ""]
+    weight_decay: float | Float[Array, ""]
     steps: int
 
     def step(self, params: Params, gradient: Params) -> Params:
@@ -170,7 +176,7 @@ class _Losses(NamedTuple):
     retention: Loss
     outer: Loss | None
     mean: Callable[[Params], Params]
-    retention_weight: float
+    retention_weight: float | Float[Array, ""]
 
     def gradient(self, loss: Loss, params: Params) -> tuple[Params, tuple[jax.Array, Any]]:
         value, gradient = jax.value_and_grad(loss, has_aux=True)(params)

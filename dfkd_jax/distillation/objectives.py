@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+from jaxtyping import Array, Float
 
 from dfkd_jax.distillation.meta import VARIANTS, cosine, meta_gradient
 from dfkd_jax.runtime.axis import ONE, Axis
@@ -61,7 +62,7 @@ class StudentLosses(NamedTuple):
     acquisition: Callable[[Any], tuple[jax.Array, Any]]  # θ ↦ (L_acq, statistics)
     retention: Callable[[Any], tuple[jax.Array, Any]]  # θ ↦ (L_ret, statistics)
     concatenated: Callable[[Any], tuple[jax.Array, tuple]]  # θ ↦ (mean, (L_acq, L_ret, statistics))
-    replayed: jax.Array  # (), 0 while there is nothing to replay, else 1
+    replayed: Float[Array, ""]  # 0 while there is nothing to replay, else 1
 
 
 class Descent(NamedTuple):
@@ -175,7 +176,10 @@ def with_retention(
 
 
 def _of_both(
-    losses: StudentLosses, acquired: jax.Array, retained: jax.Array, alignment: jax.Array | None
+    losses: StudentLosses,
+    acquired: Float[Array, ""],
+    retained: Float[Array, ""],
+    alignment: Float[Array, ""] | None,
 ) -> Metrics:
     """What is measured of both batches; that of the replayed one counts where there is one."""
     metrics = {

@@ -11,6 +11,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from dfkd_jax.losses.terms import LayerStatistics
 from dfkd_jax.networks import convolution
@@ -23,8 +24,8 @@ def _is_batch_norm_call(context: nn.module.InterceptorContext) -> bool:
 
 
 @contextlib.contextmanager
-def masked(example_mask: jax.Array) -> Iterator[None]:
-    """Within this context batch statistics are of the examples whose mask is true, bool (B,)."""
+def masked(example_mask: Bool[Array, "B"]) -> Iterator[None]:
+    """Within this context batch statistics are of the examples whose mask is true."""
     chex.assert_type(example_mask, bool)
 
     def interceptor(

@@ -1,8 +1,8 @@
 """Losses of the student and of the generator.
 
-Notation: T and S the logits (B, K) of teacher and student, p = softmax(T), p̄ its mean over the
-global batch, f_T the teacher's penultimate features (B, D). `axis` is that over
-which the batch is split, if it is; terms that are not linear in batch means take global means.
+Notation: T and S the logits of teacher and student, p = softmax(T), p̄ its mean over the global
+batch, f_T the teacher's penultimate features. `axis` is that over which the batch is split, if it
+is; terms that are not linear in batch means take global means.
 """
 
 from collections.abc import Callable
@@ -12,30 +12,37 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
+from dfkd_jax.runtime.arrays import AnyArray
 from dfkd_jax.runtime.axis import ONE, Axis
 
 
-def absolute(x: jax.Array) -> jax.Array:
+def absolute(x: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """|x| with derivative sign(x), which is 0 at 0, as in PyTorch; JAX's own is 1 there.
 
     Where student and teacher agree there is nothing to descend: a derivative of 1 would push every
     logit of such an image the same way.
     """
-    return x * jnp.sign(x)
+    return jnp.multiply(x, jnp.sign(x))
 
 
-# Distances d(S, T) per example, (B, K) × (B, K) → (B,). L_acq and L_ret are their batch means.
+# Distances d(S, T) per example. L_acq and L_ret are their batch means.
 
 
-def l1_distance(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
+def l1_distance(
+    student: Float[AnyArray, "B K"], teacher: Float[AnyArray, "B K"], temperature: float = 1.0
+) -> Float[Array, "B"]:
     """Mean over classes of |S − T|, on logits, without temperature (paper, equation 2)."""
     del temperature
     chex.assert_equal_shape([student, teacher])
     return jnp.mean(absolute(student - teacher), axis=-1)
 
 
-def kl_distance(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
+def kl_distance(
+    student: Float[AnyArray, "B K"], teacher: Float[AnyArray, "B K"], temperature: float = 1.0
+) -> Float[Array, "B"]:
     """τ² KL(softmax(T/τ) ‖ softmax(S/τ)) (Hinton et al., 2015)."""
     chex.assert_equal_shape([student, teacher])
     log_p = jax.nn.log_softmax(teacher / temperature)
@@ -51,8 +58,11 @@ DISTANCES: dict[str, Callable] = {"l1": l1_distance, "kl": kl_distance}
 
 
 def js_adversarial(
-    teacher: jax.Array, student: jax.Array, temperature: float, axis: Axis = ONE
-) -> jax.Array:
+    teacher: Float[AnyArray, "B K"],
+    student: Float[AnyArray, "B K"],
+    temperature: float,
+    axis: Axis = ONE,
+) -> Float[Array, ""]:
     """1 − clip(JS, 0, 1) as the authors' code has it.
 
     With P = softmax(T/τ), Q = softmax(S/τ), M = (P + Q)/2, each then clipped to [0.01, 0.99],
@@ -71,15 +81,21 @@ def js_adversarial(
 
 
 def l1_adversarial(
-    teacher: jax.Array, student: jax.Array, temperature: float, axis: Axis = ONE
-) -> jax.Array:
+    teacher: Float[AnyArray, "B K"],
+    student: Float[AnyArray, "B K"],
+    temperature: float,
+    axis: Axis = ONE,
+) -> Float[Array, ""]:
     """−mean |T − S|, with the gradient through both networks (DFAD: Fang et al., 2019)."""
     return -axis.batch_mean(l1_distance(student, teacher, temperature))
 
 
 def kl_adversarial(
-    teacher: jax.Array, student: jax.Array, temperature: float, axis: Axis = ONE
-) -> jax.Array:
+    teacher: Float[AnyArray, "B K"],
+    student: Float[AnyArray, "B K"],
+    temperature: float,
+    axis: Axis = ONE,
+) -> Float[Array, ""]:
     """−τ² KL(softmax(T/τ) ‖ softmax(S/τ)), with the gradient through both networks.
 
     Source: ZSKT (Micaelli and Storkey, 2019) and DFQ (Choi et al., 2020).
@@ -97,7 +113,7 @@ ADVERSARIAL: dict[str, Callable] = {
 # The generator's other terms.
 
 
-def one_hot_loss(teacher: jax.Array, axis: Axis = ONE) -> jax.Array:
+def one_hot_loss(teacher: Float[AnyArray, "B K"], axis: Axis = ONE) -> Float[Array, ""]:
     """CE(T, argmax T): the teacher should be sure of what it sees (Chen et al., 2019)."""
     return -axis.batch_mean(jnp.max(jax.nn.log_softmax(teacher), axis=-1))
 
@@ -106,12 +122,12 @@ LOGARITHMS: dict[str, Callable] = {"log10": jnp.log10, "ln": jnp.log}
 
 
 def information_entropy_loss(
-    teacher: jax.Array, axis: Axis = ONE, *, logarithm: str = "log10"
-) -> jax.Array:
+    teacher: Float[AnyArray, "B K"], axis: Axis = ONE, *, logarithm: str = "log10"
+) -> Float[Array, ""]:
     """Class balance Σ_c p̄_c log p̄_c: classes should come equally often; −log K at best.
 
     Args:
-      teacher: T, (B, K).
+      teacher: T.
       axis: over which the batch is split.
       logarithm: log10 in the code of DAFL, PRE-DFKD and LRA; ln, 2.3 times as strong, in DFQ and in
         the baselines of CMI and Fast-Datafree.
@@ -121,7 +137,7 @@ def information_entropy_loss(
     return jnp.sum(mean * LOGARITHMS[logarithm](mean))
 
 
-def activation_loss(features: jax.Array, axis: Axis = ONE) -> jax.Array:
+def activation_loss(features: Float[AnyArray, "B D"], axis: Axis = ONE) -> Float[Array, ""]:
     """−mean |f_T|: real images excite the teacher's features (Chen et al., 2019)."""
     return -axis.batch_mean(jnp.mean(absolute(features), axis=-1))
 
@@ -129,13 +145,13 @@ def activation_loss(features: jax.Array, axis: Axis = ONE) -> jax.Array:
 class LayerStatistics(NamedTuple):
     """Statistics per channel of the input of one batch-norm layer of the teacher."""
 
-    batch_mean: jax.Array
-    batch_variance: jax.Array
-    running_mean: jax.Array
-    running_variance: jax.Array
+    batch_mean: Float[Array, "C"]
+    batch_variance: Float[Array, "C"]
+    running_mean: Float[Array, "C"]
+    running_variance: Float[Array, "C"]
 
 
-def batch_norm_loss(layers: list[LayerStatistics]) -> jax.Array:
+def batch_norm_loss(layers: list[LayerStatistics]) -> Float[Array, ""]:
     """Σ_layers ‖μ − μ̂‖₂ + ‖σ² − σ̂²‖₂ against the running statistics (Yin et al., 2020)."""
 
     def norm(x: jax.Array) -> jax.Array:
@@ -165,9 +181,9 @@ NEEDS = {"activation": "features", "batch_norm": "statistics"}
 
 
 def generator_loss(
-    teacher: jax.Array,
-    features: jax.Array,
-    student: jax.Array,
+    teacher: Float[AnyArray, "B K"],
+    features: Float[AnyArray, "B D"],
+    student: Float[AnyArray, "B K"],
     layers: list[LayerStatistics],
     weights: GeneratorLossWeights,
     *,
@@ -175,12 +191,11 @@ def generator_loss(
     adversarial_temperature: float = 3.0,
     entropy_logarithm: str = "log10",
     axis: Axis = ONE,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """oh · one_hot + ie · information_entropy + a · activation + adversarial + bn · batch_norm.
 
     Args:
-      teacher: T, (B, K). student: S, (B, K).
-      features: f_T, (B, D).
+      teacher: T. features: f_T. student: S.
       layers: the teacher's batch-norm statistics on this batch; used if bn is not 0.
       weights: of the terms.
       adversarial_form: a key of `ADVERSARIAL`; adversarial_temperature: its τ.

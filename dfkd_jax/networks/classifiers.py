@@ -10,9 +10,9 @@ the statistics of the batch and updates the running ones (`mutable=["batch_stats
 from collections.abc import Callable
 from functools import partial
 
-import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dfkd_jax.networks import lenet
 from dfkd_jax.networks.layers import (
@@ -52,8 +52,10 @@ class CNN(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Map images (B, H, W, C) of any size to logits (B, K) and features (B, D)."""
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool = False
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
+        """Map images of any size to logits and features."""
         norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
         *channels, features = self.widths
         for index, width in enumerate(channels, start=1):

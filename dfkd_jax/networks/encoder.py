@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dfkd_jax.networks.generator import HIDDEN_EPSILON, LEAKY_SLOPE, symmetric_uniform
 from dfkd_jax.networks.layers import Conv, at_least_float32, batch_norm
@@ -51,11 +52,13 @@ class Encoder(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = True) -> tuple[jax.Array, jax.Array]:
-        """Return μ and log σ², both (B, Z) and at least float32.
+    def __call__(
+        self, images: Float[Array, "B H W C"], train: bool = True
+    ) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
+        """Return μ and log σ², at least float32.
 
         Args:
-          images: (B, H, W, C).
+          images: in the space of normalised data.
           train: whether batch norm uses the statistics of the batch (and stores the running ones,
             which needs `mutable=["batch_stats"]`) or the running ones.
         """

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dfkd_jax.networks.layers import Conv, UpsampleConv, at_least_float32, batch_norm
 from dfkd_jax.runtime.errors import UserError
@@ -79,8 +80,10 @@ class Generator(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, z: jax.Array, train: bool = True, update_stats: bool = True) -> jax.Array:
-        """Map latent vectors (B, Z) to images (B, H, W, C), at least float32.
+    def __call__(
+        self, z: Float[Array, "B Z"], train: bool = True, update_stats: bool = True
+    ) -> Float[Array, "B H W C"]:
+        """Map latent vectors to images, at least float32.
 
         Args:
           z: latent vectors.

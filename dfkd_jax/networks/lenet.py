@@ -3,6 +3,7 @@
 import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dfkd_jax.networks.layers import Conv, classify, max_pool2, uniform_bias, uniform_fan_in
 from dfkd_jax.runtime.errors import UserError
@@ -29,8 +30,10 @@ class LeNet5(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Map images (B, 32, 32, C) or (B, 28, 28, C) to logits (B, K) and features (B, D).
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool = False
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
+        """Map images, H = W = 32 or 28, to logits and features.
 
         Raises:
           UserError: the images have another size.

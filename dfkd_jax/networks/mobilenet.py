@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dfkd_jax.networks.layers import (
     batch_norm,
@@ -85,8 +86,10 @@ class MobileNetV2(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Map images (B, H, W, C) to logits (B, K) and features (B, D)."""
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool = False
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
+        """Map images to logits and features."""
         norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
         x = padded_conv(self.stem, 3, self.stem_stride, self.dtype, "stem_conv")(x)
         x = nn.relu6(norm(name="stem_bn")(x))

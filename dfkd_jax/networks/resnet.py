@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dfkd_jax.networks.layers import (
     batch_norm,
@@ -109,8 +110,10 @@ class ResNet(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Map images (B, H, W, C) to logits (B, K) and features (B, D), D = 8·width or 32·width."""
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool = False
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
+        """Map images to logits and features, D = 8·width or 32·width."""
         norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
         block = Bottleneck if self.bottleneck else BasicBlock
         x = nn.relu(norm(name="bn1")(_conv(self.width, 3, 1, self.dtype, "conv1")(x)))

@@ -1,8 +1,8 @@
 """VGG-11 in its form for small images: batch norm, and one dense layer (Simonyan and Zisserman)."""
 
-import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dfkd_jax.networks.layers import (
     Conv,
@@ -36,8 +36,10 @@ class VGG(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Map images (B, H, W, C) to logits (B, K) and features (B, D)."""
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool = False
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
+        """Map images to logits and features."""
         norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
         pooled = (0, 1, 2, 3) if x.shape[1] == 64 else (0, 1, 2)
         for block, widths in enumerate(self.blocks):

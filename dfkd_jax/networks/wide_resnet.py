@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dfkd_jax.networks.layers import batch_norm, classify, global_average_pool, padded_conv
 
@@ -59,8 +60,10 @@ class WideResNet(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Map images (B, H, W, C) to logits (B, K) and features (B, 64k).
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool = False
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
+        """Map images to logits and features, D = 64k.
 
         Raises:
           ValueError: the depth is not 6n + 4.

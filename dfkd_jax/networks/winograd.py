@@ -122,7 +122,9 @@ def _kernel_tile(first: jax.Array, second: jax.Array, third: jax.Array) -> list[
     return [first, outer + second / 2, outer - second / 2, third]
 
 
-def _combine(matrix: Sequence[Sequence[float]], parts: Sequence[jax.Array]) -> list[jax.Array]:
+def _combine(
+    matrix: Sequence[Sequence[int | float]], parts: Sequence[jax.Array]
+) -> list[jax.Array]:
     """matrix · parts for entries 0, 1 and −1, by additions."""
     combined = []
     for row in matrix:

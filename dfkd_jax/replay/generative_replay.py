@@ -12,7 +12,7 @@ running statistics, not on those of its batch.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, no_type_check
 
 import chex
 import jax
@@ -21,6 +21,7 @@ import ml_collections
 import optax
 from flax import struct
 from jax import lax
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from dfkd_jax.losses import batch_norm
 from dfkd_jax.losses import terms as losses
@@ -30,6 +31,7 @@ from dfkd_jax.networks.generator import Generator
 from dfkd_jax.networks.models import COMPUTE_DTYPES
 from dfkd_jax.replay.scheme import Batch, Replay, RetentionBatch, Teacher
 from dfkd_jax.runtime import draw
+from dfkd_jax.runtime.arrays import AnyArray
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.devices import WHOLE
 from dfkd_jax.runtime.errors import UserError
@@ -60,17 +62,20 @@ FIELDS = {
 """It learns from config.batch_size // 2 images at a time."""
 
 
+@no_type_check  # a pytree: JAX puts other things than arrays into it as well
 class GenerativeMemory(struct.PyTreeNode):
     """Encoder and memory generator in training; each field has one entry for either."""
 
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     opt_state: Any  # of one Adam over both
-    observations: jax.Array  # () int32, so far
+    observations: Int[Array, ""]  # so far
 
 
-def kl_to_normal(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """KL(N(μ, σ²) ‖ N(0, I)) = −½ Σ (1 + log σ² − μ² − σ²), (B, Z) × (B, Z) → (B,)."""
+def kl_to_normal(
+    mean: Float[AnyArray, "B Z"], log_variance: Float[AnyArray, "B Z"]
+) -> Float[Array, "B"]:
+    """KL(N(μ, σ²) ‖ N(0, I)) = −½ Σ (1 + log σ² − μ² − σ²), the sum over the Z dimensions."""
     chex.assert_equal_shape([mean, log_variance])
     return -0.5 * jnp.sum(1 + log_variance - mean**2 - jnp.exp(log_variance), axis=-1)
 
@@ -78,21 +83,21 @@ def kl_to_normal(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
 def vae_loss(
     original: Batch,
     reconstruction: Batch,
-    mean: jax.Array,
-    log_variance: jax.Array,
+    mean: Float[AnyArray, "B Z"],
+    log_variance: Float[AnyArray, "B Z"],
     *,
     kl_weight: float = 1e-5,
-    example_weights: jax.Array | None = None,
+    example_weights: Float[Array, "B"] | None = None,
     axis: Axis = ONE,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """d(x, x̃) + d(T(x), T(x̃)) + kl_weight · KL, with d(a, b) = mean |a − b|.
 
     Args:
-      original: x (B, H, W, C) and T(x) (B, K).
+      original: x and T(x).
       reconstruction: x̃ and T(x̃), the same shapes.
-      mean: μ, (B, Z). log_variance: log σ², (B, Z).
+      mean: μ. log_variance: log σ².
       kl_weight: of the divergence from N(0, I), its mean over the batch.
-      example_weights: (B,), how much each example counts in the means; None: all the same.
+      example_weights: how much each example counts in the means; None: all the same.
       axis: over which the batch is split.
     """
     chex.assert_trees_all_equal_shapes(original, reconstruction)
@@ -106,13 +111,13 @@ def vae_loss(
 
 
 def recall_objective(
-    latents: jax.Array,
-    logits: jax.Array,
+    latents: Float[AnyArray, "m Z"],
+    logits: Float[AnyArray, "m K"],
     *,
     information_entropy: float = 5.0,
     one_hot: float = 1.0,
     axis: Axis = ONE,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """ie · Σ_c p̄_c log10 p̄_c + oh · CE(T, argmax T) + MSE(var z, 1) + MSE(mean z, 0).
 
     Low where the teacher is sure of every image, all classes come equally often, and the latent
@@ -120,8 +125,8 @@ def recall_objective(
     each of the Z dimensions.
 
     Args:
-      latents: z, (m, Z), m ≥ 2 over all devices.
-      logits: T of what the memory generator makes of z, (m, K).
+      latents: z, m ≥ 2 over all devices.
+      logits: T of what the memory generator makes of z.
       information_entropy: ie. one_hot: oh.
       axis: over which the batch is split.
     """
@@ -137,7 +142,7 @@ def recall_objective(
 
 
 def recall_latent(
-    latents: jax.Array,
+    latents: Float[Array, "m Z"],
     logits_of: Callable[[jax.Array], jax.Array],
     *,
     steps: int = 1,
@@ -145,8 +150,8 @@ def recall_latent(
     information_entropy: float = 5.0,
     one_hot: float = 1.0,
     axis: Axis = ONE,
-) -> jax.Array:
-    """Take `steps` Adam steps on latent vectors (m, Z) down the recall objective.
+) -> Float[Array, "m Z"]:
+    """Take `steps` Adam steps on latent vectors down the recall objective.
 
     Args:
       latents: where to start.
@@ -157,7 +162,7 @@ def recall_latent(
     """
     optimizer = optax.adam(learning_rate)
 
-    def objective(latents: jax.Array) -> jax.Array:
+    def objective(latents: Float[Array, "m Z"]) -> Float[Array, ""]:
         return recall_objective(
             latents,
             logits_of(latents),
@@ -214,9 +219,9 @@ class Scheme(NamedTuple):
 class Observed(NamedTuple):
     """What one observation learns from: n current images and m recalled ones, in this order."""
 
-    original: Batch  # n + m of each
-    weights: jax.Array  # (n + m,): 1, and for recalled ones 0 while the memory knows nothing
-    noise: jax.Array  # (n + m, Z), ε of the latent vectors μ + σ ε
+    original: Batch
+    weights: Float[Array, "n+m"]  # 1, and for recalled ones 0 while the memory knows nothing
+    noise: Float[Array, "n+m Z"]  # ε of the latent vectors μ + σ ε
 
 
 def create_scheme(
@@ -247,7 +252,7 @@ def create_scheme(
     )
 
 
-def init(scheme: Scheme, key: jax.Array) -> GenerativeMemory:
+def init(scheme: Scheme, key: Key[Array, ""]) -> GenerativeMemory:
     """A memory that has observed nothing."""
     keys = {name: draw.stream(key, name) for name in ("encoder", "generator")}
     images = jnp.zeros((2, *scheme.generator.image_shape))
@@ -264,15 +269,22 @@ def init(scheme: Scheme, key: jax.Array) -> GenerativeMemory:
     )
 
 
-def standard_normal(scheme: Scheme, key: jax.Array, count: int) -> jax.Array:
-    """`count` of N(0, I) for this device's examples, (count, Z)."""
+def standard_normal(
+    scheme: Scheme, key: Key[Array, ""], count: int
+) -> Float[Array, "{count} {scheme.latent_dim}"]:
+    """`count` of N(0, I), for this device's examples."""
     return draw.normal(key, scheme.axis.first(count), count, scheme.latent_dim)
 
 
 def decoded(
-    scheme: Scheme, memory: GenerativeMemory, params: Any, latents: jax.Array, *, train: bool
-) -> jax.Array:
-    """What the memory generator makes of z, (m, Z) → (m, H, W, C).
+    scheme: Scheme,
+    memory: GenerativeMemory,
+    params: Any,
+    latents: Float[Array, "m Z"],
+    *,
+    train: bool,
+) -> Float[Array, "m H W C"]:
+    """What the memory generator makes of z.
 
     Args:
       scheme: of the scheme.
@@ -287,7 +299,7 @@ def decoded(
 
 
 def recalled(
-    scheme: Scheme, memory: GenerativeMemory, key: jax.Array, teacher: Teacher, *, train: bool
+    scheme: Scheme, memory: GenerativeMemory, key: Key[Array, ""], teacher: Teacher, *, train: bool
 ) -> RetentionBatch:
     """Images of latent vectors that the teacher finds easy, without a gradient.
 
@@ -318,14 +330,14 @@ def recalled(
 
 
 def recall(
-    scheme: Scheme, memory: GenerativeMemory, key: jax.Array, teacher: Teacher
+    scheme: Scheme, memory: GenerativeMemory, key: Key[Array, ""], teacher: Teacher
 ) -> RetentionBatch:
     """The retention batch of the student."""
     return recalled(scheme, memory, key, teacher, train=not scheme.running_statistics)
 
 
 def recall_gradient(
-    scheme: Scheme, memory: GenerativeMemory, key: jax.Array, teacher: Teacher
+    scheme: Scheme, memory: GenerativeMemory, key: Key[Array, ""], teacher: Teacher
 ) -> Any:
     """∇ of the recall objective, where its one step starts, by the memory's parameters."""
     latents = standard_normal(scheme, key, scheme.recalled_images)
@@ -344,7 +356,11 @@ def recall_gradient(
 
 
 def observed(
-    scheme: Scheme, batch: Batch, own: RetentionBatch, knows: jax.Array, key: jax.Array
+    scheme: Scheme,
+    batch: Batch,
+    own: RetentionBatch,
+    knows: Float[Array, ""],
+    key: Key[Array, ""],
 ) -> Observed:
     """Put current and recalled images together, and draw the noise of their latent vectors.
 
@@ -352,7 +368,7 @@ def observed(
       scheme: of the scheme.
       batch: n current images.
       own: m images that the memory has recalled.
-      knows: (), the weight of those.
+      knows: the weight of those.
       key: of the observation.
     """
     parts = (batch, Batch(own.images, own.logits))
@@ -371,7 +387,7 @@ def observed(
 
 def loss(
     scheme: Scheme, params: Any, batch_stats: Any, examples: Observed, teacher: Teacher
-) -> tuple[jax.Array, dict[str, Any]]:
+) -> tuple[Float[Array, ""], dict[str, Any]]:
     """`vae_loss` of what the networks make of the examples, and their moved running statistics.
 
     An example of weight 0 counts neither in the loss nor in the statistics of the batch.
@@ -409,8 +425,8 @@ def observe(
     scheme: Scheme,
     memory: GenerativeMemory,
     batch: Batch,
-    key: jax.Array,
-    iteration: jax.Array,
+    key: Key[Array, ""],
+    iteration: Integer[Array, ""],
     teacher: Teacher,
 ) -> tuple[GenerativeMemory, Metrics]:
     """One Adam step of both networks on current and recalled images."""
@@ -436,7 +452,7 @@ def observe(
 
 
 def exhibit(
-    scheme: Scheme, memory: GenerativeMemory, count: int, key: jax.Array, teacher: Teacher
+    scheme: Scheme, memory: GenerativeMemory, count: int, key: Key[Array, ""], teacher: Teacher
 ) -> Batch:
     """Recall `count` images, none before the first observation; for figures."""
     rounds = -(-count // scheme.recalled_images) if memory.observations > 0 else 0

@@ -5,7 +5,7 @@ entry costs no teacher pass. All functions are pure, keep every shape, and are s
 `scan`, `vmap` and `pmap`; an empty or partly filled bank is a matter of values, not of shapes.
 """
 
-from typing import Any
+from typing import Any, no_type_check
 
 import chex
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import struct
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from dfkd_jax.replay.scheme import Batch, Replay, RetentionBatch, Teacher
 from dfkd_jax.runtime import draw
@@ -33,13 +34,14 @@ FIELDS = {
 }
 
 
+@no_type_check  # a pytree: JAX puts other things than arrays into it as well
 class MemoryBank(struct.PyTreeNode):
-    """A ring of K entries of m images each."""
+    """A ring of entries of m images each."""
 
-    images: jax.Array  # (K, m, H, W, C)
-    logits: jax.Array  # (K, m, classes), the teacher's
-    next: jax.Array  # () int32, the entry that the next push overwrites
-    size: jax.Array  # () int32, how many entries are filled, ≤ K
+    images: Float[Array, "entries m H W C"]
+    logits: Float[Array, "entries m K"]  # the teacher's
+    next: Int[Array, ""]  # the entry that the next push overwrites
+    size: Int[Array, ""]  # how many entries are filled, ≤ entries
 
 
 def init(
@@ -67,7 +69,10 @@ def init(
 
 
 def push(
-    bank: MemoryBank, images: jax.Array, logits: jax.Array, when: jax.Array | bool = True
+    bank: MemoryBank,
+    images: Float[Array, "m H W C"],
+    logits: Float[Array, "m K"],
+    when: Bool[Array, ""] | bool = True,
 ) -> MemoryBank:
     """Store one entry over the oldest one, or leave the bank as it is where `when` is false.
 
@@ -75,9 +80,9 @@ def push(
 
     Args:
       bank: the bank.
-      images: (m, H, W, C).
-      logits: (m, classes), the teacher's for these images.
-      when: scalar; may be traced.
+      images: of the entry.
+      logits: the teacher's for these images.
+      when: may be traced.
     """
     chex.assert_shape(images, bank.images.shape[1:])
     chex.assert_shape(logits, bank.logits.shape[1:])
@@ -100,8 +105,12 @@ def push(
 
 
 def sample(
-    bank: MemoryBank, key: jax.Array, *, mix: bool = False, first_example: jax.Array | int = 0
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    bank: MemoryBank,
+    key: Key[Array, ""],
+    *,
+    mix: bool = False,
+    first_example: Integer[Array, ""] | int = 0,
+) -> tuple[Float[Array, "m H W C"], Float[Array, "m K"], Float[Array, ""]]:
     """Draw a batch of m images.
 
     Args:
@@ -113,8 +122,7 @@ def sample(
       first_example: global index of the bank's first place, where it is split over devices.
 
     Returns:
-      images (m, H, W, C), logits (m, classes), and weight (): 1, or 0 while the bank is empty (the
-      images are zeros then).
+      images, logits, and weight: 1, or 0 while the bank is empty (the images are zeros then).
     """
     filled = jnp.maximum(bank.size, 1)
     weight = (bank.size > 0).astype(bank.images.dtype)
@@ -129,7 +137,7 @@ def sample(
     return bank.images[entries, places], bank.logits[entries, places], weight
 
 
-def newest(bank: MemoryBank, count: int) -> tuple[jax.Array, jax.Array]:
+def newest(bank: MemoryBank, count: int) -> tuple[Float[Array, "n H W C"], Float[Array, "n K"]]:
     """At most `count` stored images and their logits, spread evenly over the entries.
 
     Newest entry first, the same number of each; for figures, not for compiled code.
@@ -143,7 +151,11 @@ def newest(bank: MemoryBank, count: int) -> tuple[jax.Array, jax.Array]:
     return images.reshape(-1, *images.shape[2:]), logits.reshape(-1, logits.shape[-1])
 
 
-def push_is_due(iteration: jax.Array | int, period: int, unit: int = 1) -> jax.Array | bool:
+def push_is_due(
+    iteration: Integer[Array, ""] | int,
+    period: Integer[Array, ""] | int,
+    unit: Integer[Array, ""] | int = 1,
+) -> Bool[Array, ""] | bool:
     """Whether this iteration's last batch is stored.
 
     At the end of the first unit, then of every `period`-th: of units 0, p, 2p, … counted from 0, as
@@ -177,27 +189,27 @@ def create(
     unit = config.iterations_per_epoch if config.replay.push_unit == "epoch" else 1
     period = config.replay.push_period
 
-    def empty(key: jax.Array) -> MemoryBank:
+    def empty(key: Key[Array, ""]) -> MemoryBank:
         del key
         return init(config.replay.capacity, entry_size, image_shape, num_classes)
 
     def observe(
         bank: MemoryBank,
         batch: Batch,
-        key: jax.Array,
-        iteration: jax.Array,
+        key: Key[Array, ""],
+        iteration: Integer[Array, ""],
         teacher: Teacher,
     ) -> tuple[MemoryBank, Metrics]:
         del key, teacher
         due = push_is_due(iteration, period, unit)
         return push(bank, batch.images, batch.logits, when=due), {}
 
-    def recall(bank: MemoryBank, key: jax.Array, teacher: Teacher) -> RetentionBatch:
+    def recall(bank: MemoryBank, key: Key[Array, ""], teacher: Teacher) -> RetentionBatch:
         del teacher  # the bank keeps its logits
         first = axis.first(entry_size)
         return RetentionBatch(*sample(bank, key, mix=config.replay.mix, first_example=first))
 
-    def exhibit(bank: MemoryBank, count: int, key: jax.Array, teacher: Teacher) -> Batch:
+    def exhibit(bank: MemoryBank, count: int, key: Key[Array, ""], teacher: Teacher) -> Batch:
         del key, teacher
         return Batch(*newest(bank, count))
 

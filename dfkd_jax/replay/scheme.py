@@ -12,30 +12,33 @@ The schemes are listed in `dfkd_jax.replay.schemes`.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float
 
 from dfkd_jax.runtime.metrics import Metrics
 
 Teacher = Callable[[jax.Array], tuple[Any, ...]]  # images -> (logits, ...)
 
 
+@no_type_check  # a pytree: JAX puts other things than arrays into it as well
 class Batch(struct.PyTreeNode):
     """Generated images and what the teacher says of them."""
 
-    images: jax.Array  # (B, H, W, C), in the teacher's normalised input space
-    logits: jax.Array  # (B, classes), the teacher's
+    images: Float[Array, "B H W C"]  # in the teacher's normalised input space
+    logits: Float[Array, "B K"]  # the teacher's
 
 
+@no_type_check
 class RetentionBatch(struct.PyTreeNode):
     """A replayed batch; `weight` is 0 while there is nothing to replay, else 1."""
 
-    images: jax.Array  # (m, H, W, C)
-    logits: jax.Array  # (m, classes), the teacher's
-    weight: jax.Array  # ()
+    images: Float[Array, "m H W C"]
+    logits: Float[Array, "m K"]  # the teacher's
+    weight: Float[Array, ""]
 
 
 class Replay(NamedTuple):

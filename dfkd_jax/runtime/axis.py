@@ -2,8 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import jax
 from jax import lax
+from jaxtyping import Array, Float, Integer
+
+from dfkd_jax.runtime.arrays import AnyArray
 
 
 class Axis(NamedTuple):
@@ -21,11 +23,11 @@ class Axis(NamedTuple):
         """The mean of each leaf over the devices."""
         return tree if self.name is None else lax.pmean(tree, self.name)
 
-    def batch_mean(self, x: jax.Array) -> jax.Array:
+    def batch_mean(self, x: Float[AnyArray, "B *rest"]) -> Float[Array, "*rest"]:
         """Mean over the first axis of an array, over all devices."""
         return self.mean(x.mean(axis=0))
 
-    def first(self, count: int) -> jax.Array | int:
+    def first(self, count: int) -> Integer[Array, ""] | int:
         """The global index of this device's first example, where each device has `count`."""
         return 0 if self.name is None else lax.axis_index(self.name) * count
 

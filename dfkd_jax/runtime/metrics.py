@@ -8,19 +8,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 class Mean(NamedTuple):
     """Σ wᵢ xᵢ and Σ wᵢ; a weight of 0 stands for "nothing was measured"."""
 
-    total: jax.Array  # ()
-    weight: jax.Array  # ()
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
 
 
 Metrics = dict[str, Mean]
 
 
-def measured(value: jax.Array, weight: jax.Array | float = 1.0) -> Mean:
+def measured(value: Float[Array, ""], weight: Float[Array, ""] | float = 1.0) -> Mean:
     """One value with its weight."""
     weight = jnp.asarray(weight, value.dtype)
     return Mean(weight * value, weight)
@@ -36,6 +37,6 @@ def add(sums: Metrics, new: Metrics) -> Metrics:
     return {**sums, **added}
 
 
-def averages(sums: Metrics) -> dict[str, jax.Array]:
+def averages(sums: Metrics) -> dict[str, Float[Array, ""]]:
     """Σ wᵢ xᵢ / Σ wᵢ by name; NaN where nothing was measured."""
     return {name: mean.total / mean.weight for name, mean in sums.items()}

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import Array, Float, Int
 
 from dfkd_jax.losses.terms import LayerStatistics
 from dfkd_jax.runtime.devices import WHOLE, Layout
@@ -16,15 +17,15 @@ STUDENT_MODES = ("train", "eval", "eval_after_test")
 class Drawn(NamedTuple):
     """Images to learn from, in the teacher's normalised input space."""
 
-    images: jax.Array  # (B, H, W, C)
-    targets: jax.Array | None = None  # (B,) int32, the classes they were made for, if any
+    images: Float[Array, "B H W C"]
+    targets: Int[Array, "B"] | None = None  # the classes they were made for, if any
 
 
 class Seen(NamedTuple):
     """What the teacher makes of images."""
 
-    logits: jax.Array  # (B, K)
-    features: jax.Array  # (B, D), the input of its last layer
+    logits: Float[Array, "B K"]
+    features: Float[Array, "B D"]  # the input of its last layer
     statistics: list[LayerStatistics]  # of the input of each batch norm, over all devices
 
 

@@ -94,7 +94,7 @@ def numpy_recall_objective(z, logits, ie, oh):
 
 def test_recall_objective():
     z, logits = normal(5, 6), 3 * normal(5, 4, seed=1)
-    for ie, oh in [(5, 1), (0, 0), (2, 3)]:
+    for ie, oh in [(5.0, 1.0), (0.0, 0.0), (2.0, 3.0)]:
         value = generative_replay.recall_objective(z, logits, information_entropy=ie, one_hot=oh)
         np.testing.assert_allclose(value, numpy_recall_objective(z, logits, ie, oh), rtol=1e-5)
 

@@ -10,11 +10,12 @@ from configs import digits
 from dfkd_jax.data import splits as data
 from dfkd_jax.distillation import objectives
 from dfkd_jax.distillation.meta import meta_gradient
-from dfkd_jax.run import checkpoint, config, records, train
+from dfkd_jax.run import checkpoint, records, train
 from dfkd_jax.run.accuracy import create_accuracy, put_batches
 from dfkd_jax.run.setup import create_algorithm, parse
 from dfkd_jax.runtime import devices
 from dfkd_jax.runtime.devices import Devices
+from dfkd_jax.runtime.errors import UserError
 from tests.helpers.devices import FIELDS, SPEC, on, start
 from tests.helpers.tiny import tiny_config
 from tests.helpers.trees import same_bits
