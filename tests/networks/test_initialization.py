@@ -12,7 +12,8 @@ from dfkd_jax.networks import initialization
 from dfkd_jax.networks.classifiers import CLASSIFIERS, create_classifier
 from dfkd_jax.networks.encoder import Encoder
 from dfkd_jax.networks.generator import Generator
-from dfkd_jax.run import config as configuration
+from dfkd_jax.run.setup import parse
+from dfkd_jax.runtime.errors import UserError
 from tests.helpers.tiny import build, tiny_config
 
 K = 100  # classes: so many numbers has the smallest bias of the large networks
@@ -213,8 +214,8 @@ def test_a_run_starts_its_student_as_the_configuration_says():
 def test_another_initialization_is_refused():
     config = default.get_config()
     config.student.initialization = "xavier"
-    with pytest.raises(configuration.UserError) as caught:
-        configuration.check(config, reads_data=False)
+    with pytest.raises(UserError) as caught:
+        parse(config, reads_data=False)
     assert str(caught.value) == (
         "config.student.initialization is 'xavier'; allowed are source, he."
     )

@@ -28,6 +28,10 @@ def small(given, **fields):
     return tiny_config("mb-dfkd", **{**SMALL, "teacher.checkpoint": str(given), **fields})
 
 
+def is_finished(config, folder):
+    return run_folders.is_finished(config, data_specs.teacher_card(config), folder)
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     return untrained_teacher(tmp_path_factory.mktemp("teachers") / "teacher")
@@ -66,7 +70,7 @@ def test_a_run_goes_on_with_its_teacher_wherever_that_lies(given, folder, tmp_pa
     monkeypatch.chdir(given.parent)
     for path in (given, f"{given}/", "teacher", f"../{given.parent.name}/teacher", moved):
         run(small(path), folder, QUIET)
-        assert run_folders.is_finished(small(path), folder)
+        assert is_finished(small(path), folder)
     kept = files.read_json(folder / student.TEACHER_COPY)
     assert kept["folder"] == str(moved) and len(kept["digest"]) == 64
     assert files.read_json(folder / "config.json")["teacher"]["checkpoint"] == str(given)
@@ -80,7 +84,7 @@ def test_another_teacher_is_refused_in_one_sentence(given, folder, tmp_path):
     with pytest.raises(UserError, match=differs):
         run(small(other), folder, QUIET)
     with pytest.raises(UserError, match=differs):
-        run_folders.is_finished(small(other), folder)
+        is_finished(small(other), folder)
 
 
 def test_another_teacher_in_the_same_place_is_refused(given, tmp_path):
@@ -184,7 +188,7 @@ def test_other_epochs_are_refused_and_the_sentence_says_how_to_go_on(given, fold
     assert f"--config.student.checkpoint={folder}" in message
     assert message.count(". ") == 0 and message.endswith(".")
     with pytest.raises(UserError, match=r"student\.checkpoint="):
-        run_folders.is_finished(small(given, epochs=2), folder)
+        is_finished(small(given, epochs=2), folder)
     with pytest.raises(UserError) as other:
         run(small(given, batch_size=16), folder, QUIET)
     assert "learning rate" not in str(other.value)
