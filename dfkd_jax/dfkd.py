@@ -34,6 +34,8 @@ def main() -> int:
         print(f"dfkd_jax: {name!r} is no command; allowed are {allowed}.", file=sys.stderr)
         return 2
     sys.argv = [f"dfkd {name}", *sys.argv[2:]]
+    # As `python -m` has it: networks and methods of one's own are found from here.
+    sys.path.insert(0, "")
     runpy.run_module(f"dfkd_jax.{name}", run_name="__main__", alter_sys=False)
     return 0
 

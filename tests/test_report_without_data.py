@@ -19,6 +19,7 @@ def without_data(root, method, agreements):
     history = records.read_metrics(folder / "metrics.jsonl")
     for record, agreement in zip(history, agreements, strict=True):
         record["generated_agreement"] = agreement
+        record["generated_class_share"] = 25.0
     records.write_metrics(folder / "metrics.jsonl", history)
     names = files.read_json(folder / "summary.json")
     summary = records.summarize(history, None, names)
@@ -60,6 +61,7 @@ def test_the_figures_are_of_the_agreement(runs, monkeypatch):
     report.write([runs])
     evolution, schemes, final = saved[::2][:3]  # of each a PNG and a PDF
     assert evolution.axes[0].lines[0].get_ydata().tolist() == [50, 70]
+    assert evolution.axes[1].lines[0].get_ydata().tolist() == [25, 25]  # the share of one class
     assert schemes.axes[0].lines[0].get_ydata().tolist() == [50, 70]
     assert final.axes[0].lines[0].get_xdata().tolist() == [70]
     for figure in (evolution, schemes):

@@ -29,6 +29,7 @@ from dfkd_jax.comparison.axes import (
 from dfkd_jax.comparison.run_folders import SCHEMES, curve
 from dfkd_jax.comparison.statistics import band, mean_interval
 from dfkd_jax.run.figures import GREY, save
+from dfkd_jax.run.records import AGREEMENT, CLASS_SHARE
 
 
 def learning_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
@@ -45,10 +46,28 @@ def learning_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
       OSError: a file cannot be written.
     """
     measure = progress_measure_of(groups)
+    if measure.key == AGREEMENT:
+        _agreement_evolution(groups, *paths)
+        return
     figure, axes = _single(f"{measure.title} over the epochs", measure.unit)
     _curves(axes, groups, measure.key, styles_of(groups))
     _teachers(axes, groups)
     legend_beside(figure, [axes])
+    save(figure, *paths)
+
+
+def _agreement_evolution(groups: Groups, *paths: str | os.PathLike) -> None:
+    """Agreement, and beside it the share of the commonest class.
+
+    Of images in one class the agreement says nothing, so it is not shown without that.
+    """
+    figure = create_figure(13, 4.6)
+    agreement, share = figure.subplots(1, 2, sharex=True)
+    over_epochs(agreement, "agreement with the teacher on generated images", "same class, %")
+    over_epochs(share, "generated images in the commonest class", "% of the images")
+    for axes, key in ((agreement, AGREEMENT), (share, CLASS_SHARE)):
+        _curves(axes, groups, key, styles_of(groups))
+    legend_beside(figure, [agreement, share])
     save(figure, *paths)
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import ml_collections
 
+from dfkd_jax.configs import default
 from dfkd_jax.data import data_specs
 from dfkd_jax.runtime.errors import UserError
+from dfkd_jax.runtime.fields import get
 
 PEERS = {"torch": "dfkd_jax.cost.torch_peer"}
 SAME_VALUE = {
@@ -52,9 +54,12 @@ def describe(
         "compute_dtype": "float32",
     }
     for field, value in needed.items():
-        given = config
-        for part in field.split("."):
-            given = given[part]
+        if field not in default.fields(config.method):
+            raise UserError(
+                f"The method {config.method!r} has no field config.{field}; the peer of --peer has "
+                "methods with one generator only."
+            )
+        given = get(config, field)
         if given != value:
             raise UserError(f"config.{field} is {given!r}; the peer of --peer only has {value!r}.")
     if variant not in SAME_VALUE:

@@ -97,3 +97,9 @@ def test_the_peer_takes_the_exact_gradient(torch_work):
     first_order, _ = torch_gradient(torch_work("first_order"), "first_order")
     other = sum(float((g * d).sum()) for g, d in zip(first_order, directions, strict=True))
     assert abs(other - difference) > 1e-3 * abs(difference)
+
+
+def test_a_method_without_a_generator_is_refused(own_method_example):
+    config = tiny_config("pixels", **{"meta.measure_alignment": False})
+    with pytest.raises(UserError, match=r"'pixels' has no field config\.generator\.final_learning"):
+        peer.describe(config, "exact", 1)
