@@ -1,1 +1,4 @@
-"""What a step costs: time by the clock, work and memory by the compiler."""
+"""What a step costs: time, operations and memory, and how they grow; against a peer in PyTorch.
+
+`measure.Program` is the compiled steps of one configuration. Behind `python -m dfkd_jax.benchmark`.
+"""

@@ -1,1 +1,4 @@
-"""Labelled images and their facts: to train and test teachers, and to test students."""
+"""Labelled images and their facts: `data_table` and `data_specs` say what a data set is.
+
+`splits.load` reads one, whole, as uint8. No student is trained on them.
+"""

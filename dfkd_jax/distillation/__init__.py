@@ -1,1 +1,5 @@
-"""The paper: meta-gradient, objectives, steps, and an epoch of them."""
+"""The paper: `meta` has the inner step and the meta-gradient, `objectives` what the student descends.
+
+`steps` and `epoch` are the algorithm as pure functions of `state`; `roles` is what a method is made
+of; `agreement` measures student and teacher without data.
+"""

@@ -1,1 +1,4 @@
-"""Distances, the generator's terms, and batch statistics seen from outside."""
+"""Distances of the student, terms of the generator (`terms`), and batch-norm statistics.
+
+Pure functions of logits, features and statistics; each names its source.
+"""

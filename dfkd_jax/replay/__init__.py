@@ -1,1 +1,4 @@
-"""What is kept of generated images, and how it comes back."""
+"""What is kept of generated images, and comes back: memory bank and generative memory.
+
+`scheme` is the role, `schemes` the table of those there are.
+"""

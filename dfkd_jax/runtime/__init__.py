@@ -1,1 +1,1 @@
-"""Devices, processes, random keys, files and errors: what knows nothing of distillation."""
+"""What knows nothing of distillation: devices, processes, random keys, files, fields and errors."""

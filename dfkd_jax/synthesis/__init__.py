@@ -1,1 +1,1 @@
-"""Where generated images come from."""
+"""Where generated images come from: `role` says what a synthesizer is, `adversarial` is one."""
