@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,6 +27,7 @@ from dfkd_jax.distillation.roles import Method
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.losses import batch_norm
 from dfkd_jax.networks import initialization
+from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.networks.training import Network, descend
 from dfkd_jax.replay.scheme import Batch, RetentionBatch
 from dfkd_jax.runtime.axis import ONE, Axis
@@ -57,8 +57,8 @@ class Parts(NamedTuple):
     """
 
     method: Method
-    teacher: nn.Module
-    student: nn.Module
+    teacher: AnyClassifier
+    student: AnyClassifier
     optimizer: optax.GradientTransformation
     distance: Callable[[jax.Array, jax.Array], jax.Array]
     batch_size: int

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool
 
 from dfkd_jax.losses.terms import LayerStatistics
 from dfkd_jax.networks import convolution
+from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.networks.layers import at_least_float32
 from dfkd_jax.runtime.axis import ONE, Axis
 
@@ -70,7 +71,7 @@ def recorded(axis: Axis = ONE) -> Iterator[list[LayerStatistics]]:
         yield layers
 
 
-def count(module: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def count(module: AnyClassifier, image_shape: tuple[int, int, int]) -> int:
     """How many layers of a classifier `recorded` finds; traced, not computed."""
 
     def number() -> jax.Array:

@@ -68,9 +68,7 @@ class Classifier:
         """Variables to start from: "params" and, if there are any, "batch_stats"."""
         return self._init(key, x, train)
 
-    def apply(
-        self, variables: Variables, x: jax.Array, train: bool = False, mutable: Any = False
-    ) -> Any:
+    def apply(self, variables: Any, x: jax.Array, train: bool = False, mutable: Any = False) -> Any:
         """(logits, features), with `mutable` and the batch statistics after it; features or None.
 
         As of `flax.linen.Module.apply`.
@@ -88,6 +86,9 @@ class Classifier:
         """The same with batch statistics averaged over that axis."""
         assert self._on_axis is not None
         return self._on_axis(axis_name)
+
+
+AnyClassifier = nn.Module | Classifier
 
 
 class Given(NamedTuple):
@@ -238,7 +239,7 @@ def _nnx(module: nnx.Module) -> Given:
         copied.set_attributes(axis_name=axis_name, raise_if_not_found=False)
         return _nnx(copied).network
 
-    def restore(variables: Variables) -> nnx.State:
+    def restore(variables: Variables) -> Any:
         parts = (
             _filled(params, variables["params"]),
             _filled(statistics, variables["batch_stats"]),
@@ -255,13 +256,13 @@ def _nnx(module: nnx.Module) -> Given:
     return Given(network, start, restore)
 
 
-def _flat(state: nnx.State) -> Variables:
+def _flat(state: Any) -> Variables:
     """A state as arrays by their paths, which are text: checkpoints know no other keys."""
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
     return {"/".join(map(str, path)): leaf for path, leaf in flat.items()}
 
 
-def _filled(state: nnx.State, arrays: Variables) -> nnx.State:
+def _filled(state: Any, arrays: Variables) -> Any:
     """A copy of the state with these arrays, as from `_flat`."""
     copied = jax.tree.map(lambda leaf: leaf, state)
     paths = traverse_util.flatten_dict(nnx.to_pure_dict(state))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from dfkd_jax.networks.classifiers import IMAGE_SIZES, create_classifier
+from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.networks.own_module import check_axis, check_call, is_own
 from dfkd_jax.runtime.axis import Axis
 from dfkd_jax.runtime.errors import UserError
@@ -18,8 +19,8 @@ COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 class Models(NamedTuple):
     """Two classifiers: (x, train) -> (logits, features)."""
 
-    teacher: nn.Module
-    student: nn.Module
+    teacher: AnyClassifier
+    student: AnyClassifier
 
 
 def create_models(
@@ -60,8 +61,8 @@ def named_classifier(
 
 
 def on_axis(
-    student: nn.Module, name: str, image_shape: tuple[int, int, int], axis: Axis
-) -> nn.Module:
+    student: AnyClassifier, name: str, image_shape: tuple[int, int, int], axis: Axis
+) -> AnyClassifier:
     """The student with batch statistics that are averaged over the axis.
 
     Args:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.runtime.errors import UserError
 
 
@@ -109,7 +110,7 @@ def check_call(
         )
 
 
-def check_axis(module: nn.Module, name: str, image_shape: tuple[int, int, int]) -> None:
+def check_axis(module: AnyClassifier, name: str, image_shape: tuple[int, int, int]) -> None:
     """Refuse batch statistics that would be of one device's share of the batch only.
 
     Raises:

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.data.splits import Split, normalize
+from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.runtime.devices import Devices
 
 
@@ -63,7 +63,7 @@ def put_batches(
     return Batches(batches, count)
 
 
-def create_accuracy(model: nn.Module, images: Batches | None, spec: DatasetSpec) -> Accuracy:
+def create_accuracy(model: AnyClassifier, images: Batches | None, spec: DatasetSpec) -> Accuracy:
     """The accuracy of `model`, in evaluation mode, on images that `put_batches` has placed."""
     if images is None:
         return Accuracy(lambda variables: None, 0)

@@ -15,6 +15,7 @@ from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.run import checkpoint, records, teacher
 from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
@@ -79,7 +80,7 @@ def _facts(config: ml_collections.ConfigDict, teacher_card: dict[str, Any]) -> d
 
 
 def _newest(
-    folder: Path, module: nn.Module, image_shape: Sequence[int]
+    folder: Path, module: AnyClassifier, image_shape: Sequence[int]
 ) -> tuple[dict[str, Any], checkpoint.History]:
     """The student's variables in the newest whole checkpoint of a run, and its history."""
     images = jnp.zeros((2, *image_shape))
@@ -126,7 +127,7 @@ def check_start(config: ml_collections.ConfigDict, spec: DatasetSpec) -> None:
             )
 
 
-def load_start(directory: str, module: nn.Module, image_shape: Sequence[int]) -> dict[str, Any]:
+def load_start(directory: str, module: AnyClassifier, image_shape: Sequence[int]) -> dict[str, Any]:
     """The variables that a run with this `config.student.checkpoint` starts from.
 
     Args:

@@ -23,6 +23,7 @@ from rich.console import Console
 from dfkd_jax.data.data_specs import CARD, is_teacher
 from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.data.splits import Split, normalize
+from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.run import checkpoint
 from dfkd_jax.run.accuracy import Accuracy
 from dfkd_jax.run.progress import TEACHER_FIELDS, Progress
@@ -76,7 +77,7 @@ def digest(variables: Variables) -> str:
 
 def load_teacher(
     directory: str | os.PathLike,
-    model: nn.Module,
+    model: AnyClassifier,
     image_shape: tuple,
     devices: Devices | None = None,
 ) -> Variables:

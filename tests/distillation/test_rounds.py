@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from dfkd_jax.distillation.roles import Plan
+from dfkd_jax.networks.training import student_optimizer
 from tests.helpers.tiny import build, epoch_of, tiny_config
+from tests.helpers.trees import same_bits
 
 
 def counting(synthesizer):
@@ -82,3 +84,43 @@ def test_each_round_begins_from_a_key_of_its_own():
         begun, _ = begin_step(parts, own, teacher)
         seen.add(tuple(np.asarray(begun.synthesizer).tolist()))
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("loop", ["step", "scan"])
+def test_in_warm_up_the_synthesizer_acts_alone(loop):
+    """Three iterations in epochs of two: the student begins in the middle of the second epoch."""
+    config = tiny_config("mb-dfkd", loop=loop, iterations_per_epoch=2)
+    built, state, teacher = build(config)
+    plan = built.parts.method.plan._replace(warm_up=3)
+    parts = built.parts._replace(method=built.parts.method._replace(plan=plan))
+    epoch = epoch_of(config, built._replace(parts=parts))
+    start = jax.tree.map(np.array, state.student.params)
+    state, first = epoch(state, teacher)
+    assert (int(state.updates), int(state.student_steps), int(state.replay.size)) == (2, 0, 0)
+    assert same_bits(start, jax.tree.map(np.array, state.student.params))
+    assert np.isfinite(first["generator_loss"]) and np.isnan(first["acquisition_loss"])
+    assert first["finite"]
+    state, second = epoch(state, teacher)
+    assert (int(state.updates), int(state.student_steps), int(state.replay.size)) == (4, 2, 1)
+    assert np.isfinite(second["acquisition_loss"])
+    state, _ = epoch(state, teacher)
+    assert (int(state.updates), int(state.student_steps)) == (6, 6)
+
+
+def test_the_students_rate_falls_over_the_epochs_after_the_warm_up():
+    fields = {"student.momentum": 0.0, "student.weight_decay": 0.0, "student.learning_rate": 1.0}
+    config = tiny_config("no-replay", epochs=4, iterations_per_epoch=2, **fields)
+    params = {"w": jnp.ones(())}
+
+    def rates(warm_up):
+        """Of the first step of every epoch in which the student learns."""
+        optimizer = student_optimizer(config, warm_up)
+        state, found = optimizer.init(params), []
+        for _ in range(4 - warm_up // 2):
+            for step in range(2 * config.student.steps):
+                update, state = optimizer.update(params, state, params)
+                found += [-float(update["w"])] if step == 0 else []
+        return found
+
+    np.testing.assert_allclose(rates(0), [(1 + np.cos(np.pi * e / 4)) / 2 for e in range(4)])
+    np.testing.assert_allclose(rates(4), [1.0, 0.5], rtol=1e-6)

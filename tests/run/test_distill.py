@@ -17,6 +17,7 @@ from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import records, train
 from dfkd_jax.run.teacher import load_teacher
 from dfkd_jax.runtime.errors import UserError
+from tests.helpers.networks import SmallNet
 from tests.helpers.tiny import TINY, tiny_config, untrained_teacher
 from tests.helpers.trees import same_bits
 
@@ -206,3 +207,26 @@ def test_the_public_names_are_there():
     assert {"distill", "meta_gradient", "Method", "load_student", "Setup"} <= set(dfkd_jax.__all__)
     assert {"Synthesizer", "Replay", "Objective", "Plan", "View"} <= set(dfkd_jax.__all__)
     assert all(hasattr(dfkd_jax, name) for name in dfkd_jax.__all__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_two_devices_give_the_numbers_of_one(kind, x64):
+    """A network of one's own has its batch statistics averaged over the devices."""
+
+    def distilled(count):
+        rngs = nnx.Rngs(3)
+        student = Nnx(rngs) if kind == "nnx" else SmallNet(10)
+        return dfkd_jax.distill(
+            Nnx(rngs),
+            student,
+            config="digits",
+            fields={**FIELDS, "epochs": 1, "loop": "step", "parallel.devices": count},
+        )
+
+    one, two = distilled(1), distilled(2)
+    for name, value in one.history[0].items():
+        if name not in ("seconds", "epoch") and value is not None:
+            assert two.history[0][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+    for a, b in zip(*map(jax.tree.leaves, (one.variables, two.variables)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)
