@@ -191,7 +191,7 @@ def _check_methods(names: Sequence[str]) -> None:
         try:
             table.find(name)
         except UserError as error:
-            text = str(error).replace("The method after the colon of --config is", "--methods is")
+            text = str(error).replace("The method is", "--methods is")
             raise UserError(text) from error
 
 

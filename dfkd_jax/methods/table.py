@@ -54,12 +54,12 @@ def find(name: str) -> ModuleType:
         allowed = f"{', '.join(METHODS)}, and 'package.module' of one's own"
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else ""
         raise UserError(
-            f"The method after the colon of --config is {name!r}; allowed are {allowed}"
+            f"The method is {name!r}; allowed are {allowed}"
             + (f" ({reason})." if "." in name else ".")
         ) from error
     if not callable(getattr(module, "create", None)):
         raise UserError(
-            f"The method after the colon of --config is {name!r}, a module without a function "
+            f"The method is {name!r}, a module without a function "
             "create(config, image_shape, num_classes, axis); docs/own_method.md has an example."
         )
     return module

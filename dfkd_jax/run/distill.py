@@ -80,8 +80,8 @@ def distill(
       config: the name of a configuration, as of --config, or one that was made already; then its
         method counts.
       fields: set after it, by dotted name: {"epochs": 20, "replay.capacity": 50}.
-      image_shape: (H, W, C) of the images to invent; those of the configuration's data set if it
-        is named and this is None.
+      image_shape: (H, W, C) of the images to invent; None: those of the configuration's data set,
+        of which "default" has none.
       mean: per channel, of images in [0, 1]; x = (images − mean) / std.
       std: per channel. Mean and std are those of the configuration's data set where image_shape is,
         else 0 and 1.
@@ -105,8 +105,7 @@ def distill(
         distillation = _distillation(setup, taught, test)
         start = epochs.starting(distillation)
         if learner.variables is not None:
-            init, own = start, learner.variables
-            start = lambda seed: epochs.with_student(distillation, init(seed), own)  # noqa: E731
+            start = _from(distillation, learner.variables)
 
         def tell(record: dict[str, Any], state: DistillState) -> None:
             if callback is not None:
@@ -121,6 +120,12 @@ def distill(
         parts, variables = distillation.algorithm.parts, distillation.teacher_variables
         shown = samples.panels(parts, local(state), local(variables), setup.spec)[0]
     return Distilled(learner.restore(given.as_numpy(epochs.student_of(state))), history, shown)
+
+
+def _from(distillation: Distillation, variables: Any) -> Callable[[int], DistillState]:
+    """Seed ↦ the state before the first epoch, with these variables of the student."""
+    init = distillation.algorithm.init
+    return lambda seed: epochs.with_student(distillation, init(seed), variables)
 
 
 class _Data(NamedTuple):
@@ -142,6 +147,8 @@ def _configuration(
         if config not in allowed:
             raise UserError(f"config is {config!r}; allowed are {', '.join(allowed)}.")
         made = importlib.import_module(f"dfkd_jax.configs.{config}").get_config(method)
+        if config == "default":  # which says nothing of the images of somebody's teacher
+            made.dataset.name = "none"
     made = made.copy_and_resolve_references()
     known = default.fields(made.method)
     for name in fields:
@@ -200,14 +207,16 @@ def _spec(config: ml_collections.ConfigDict, said: _Data) -> DatasetSpec:
     if said.image_shape is None:
         if known is None:
             raise UserError("image_shape is None; allowed is (H, W, C) of the teacher's images.")
-        mean, std = (said.mean or known.mean), (said.std or known.std)
+        mean = known.mean if said.mean is None else said.mean
+        std = known.std if said.std is None else said.std
         return DatasetSpec("none", known.image_shape, 0, tuple(mean), tuple(std))
     shape = tuple(said.image_shape)
     if len(shape) != 3 or shape[0] != shape[1] or shape[2] not in (1, 3):
         raise UserError(
             f"image_shape is {shape}; allowed is (H, W, C) with H = W and C of 1 or 3 channels."
         )
-    mean, std = said.mean or (0.0,) * shape[2], said.std or (1.0,) * shape[2]
+    mean = (0.0,) * shape[2] if said.mean is None else tuple(said.mean)
+    std = (1.0,) * shape[2] if said.std is None else tuple(said.std)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != shape[2]:
             raise UserError(f"{name} is {values}; allowed is a number for each of the channels.")
@@ -227,6 +236,11 @@ def _distillation(
             raise UserError(
                 f"test has images {split.images.dtype} {split.images.shape}; allowed is uint8 "
                 f"(N, {', '.join(map(str, setup.spec.image_shape))})."
+            )
+        if split.labels.shape != split.images.shape[:1]:
+            raise UserError(
+                f"test has labels {split.labels.shape} of {len(split.images)} images; allowed is "
+                "one label for each."
             )
         images = put_batches(split, devices=devices)
     of_teacher = create_accuracy(setup.models.teacher, images, setup.spec)

@@ -2,7 +2,13 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dfkd_jax.networks.classifiers import create_classifier
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny import TINY
 
 README = (ROOT / "README.md").read_text()
 
@@ -32,3 +38,17 @@ def test_every_link_to_a_heading_finds_it():
     for name, text in files.items():
         for file, anchor in re.findall(r"\]\(([\w.]*)#([^)]+)\)", text):
             assert anchor in anchors(files[file or name]), (name, file, anchor)
+
+
+@pytest.mark.slow
+def test_the_example_of_distill_runs(capsys):
+    """As it stands, but for its length and for the teacher, which it leaves to the reader."""
+    (code,) = re.findall(r"```python\n(import dfkd_jax\n.*?)```", README, re.S)
+    short = {n: v for n, v in TINY.items() if not n.startswith("teacher.")}
+    assert '{"epochs": 5}' in code
+    module = create_classifier("cnn_half", 10)
+    variables = module.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=False)
+    names = {"module": module, "variables": variables}
+    exec(code.replace('{"epochs": 5}', repr({**short, "epochs": 1})), names)
+    assert len(names["result"].history) == 1
+    assert capsys.readouterr().out.startswith("1 ")

@@ -37,7 +37,7 @@ from dfkd_jax.runtime.errors import UserError
         ("loss.distance", "l7", ["config.loss.distance", "l1, kl"]),
         ("loss.adversarial_form", "x", ["config.loss.adversarial_form", "js, l1, kl"]),
         ("loop", "while", ["config.loop", "auto, scan, step"]),
-        ("method", "dadl", ["The method after the colon", "'dadl'", "lra-mb, lra-gr"]),
+        ("method", "dadl", ["The method is", "'dadl'", "lra-mb, lra-gr"]),
         ("matmul_precision", "int8", ["config.matmul_precision", "tensorfloat32, float32"]),
         ("generator.student_mode", "test", ["config.generator.student_mode", "eval_after_test"]),
         ("loss.entropy_logarithm", "log2", ["config.loss.entropy_logarithm", "log10, ln"]),

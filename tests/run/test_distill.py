@@ -183,16 +183,21 @@ def linen(module, shape=SHAPE):
         ({"image_shape": (8, 8)}, "image_shape is (8, 8); allowed is (H, W, C)"),
         ({"image_shape": (8, 8, 3)}, "teacher cannot be called with (8, 8, 3) images"),
         ({"image_shape": SHAPE, "mean": (0.1, 0.2)}, "mean is (0.1, 0.2); allowed is a number"),
+        ({"config": "default"}, "image_shape is None; allowed is (H, W, C)"),
         ({"config": "imagenet"}, "config is 'imagenet'; allowed are cifar10, cifar100"),
         ({"fields": {"epoch": 3}}, "fields has 'epoch'; the method 'lra-mb' has no such field"),
         ({"fields": {"epochs": 0}}, "config.epochs is 0; allowed is 1 or more"),
         ({"fields": {"epochs": "many"}}, "fields: "),
-        ({"method": "lra"}, "The method after the colon of --config is 'lra'"),
+        ({"method": "lra"}, "The method is 'lra'"),
         (
             {"student": Nnx(nnx.Rngs(0)), "method": "mb-dfkd-concatenated"},
             "config.objective is 'concatenated', which leaves images out of batch norm",
         ),
         ({"test": (np.zeros((3, 8, 8, 1)), np.zeros(3))}, "test has images float64 (3, 8, 8, 1)"),
+        (
+            {"test": (np.zeros((3, 8, 8, 1), np.uint8), np.zeros(2))},
+            "test has labels (2,) of 3 images",
+        ),
     ],
 )
 def test_what_cannot_work_is_one_sentence(teacher, change, words):
