@@ -7,6 +7,7 @@ of the generator's loss, in the replay scheme and in the student's objective.
 
 import ml_collections
 
+from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.distillation.objectives import create_objective
 from dfkd_jax.distillation.roles import Method, Plan
 from dfkd_jax.replay.schemes import create_replay
@@ -25,16 +26,11 @@ ONLY_ADVERSARIAL = {
 }
 
 
-def create(
-    config: ml_collections.ConfigDict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    axis: Axis = ONE,
-) -> Method:
+def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ONE) -> Method:
     """The method of a configuration, see `dfkd_jax.methods`."""
     return Method(
-        synthesizer=adversarial.create(config, image_shape, axis),
-        replay=create_replay(config, image_shape, num_classes, axis=axis),
+        synthesizer=adversarial.create(config, spec, axis),
+        replay=create_replay(config, spec, axis),
         objective=create_objective(config, axis),
         plan=Plan(updates=config.generator.steps, student_steps=config.student.steps),
     )

@@ -5,7 +5,7 @@ A method is a module, here or in any package, that defines
     FIELDS     its own fields of the configuration, with defaults and ranges
                (`dfkd_jax.runtime.fields`); those that every method has are in
                `dfkd_jax.configs.default`
-    create(config, image_shape, num_classes, axis) -> Method
+    create(config, spec, axis) -> Method
                its parts put together, for one device's share of the batch
     PRESETS    name ↦ the fields that make the method what it is; they win over what the
                configuration of a data set says
@@ -60,7 +60,7 @@ def find(name: str) -> ModuleType:
     if not callable(getattr(module, "create", None)):
         raise UserError(
             f"The method is {name!r}, a module without a function "
-            "create(config, image_shape, num_classes, axis); docs/own_method.md has an example."
+            "create(config, spec, axis); docs/own_method.md has an example."
         )
     return module
 

@@ -23,6 +23,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer, Key
 
+from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.losses import batch_norm
 from dfkd_jax.losses import terms as losses
 from dfkd_jax.networks import generator as generator_lib
@@ -224,22 +225,17 @@ class Observed(NamedTuple):
     noise: Float[Array, "n+m Z"]  # ε of the latent vectors μ + σ ε
 
 
-def create_scheme(
-    config: ml_collections.ConfigDict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    axis: Axis = ONE,
-) -> Scheme:
+def create_scheme(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ONE) -> Scheme:
     """The networks and settings of one configuration; for the arguments see `create`."""
     settings = config.replay
     latent_dim, channels = config.generator.latent_dim, tuple(config.generator.channels)
     common = {"axis_name": axis.name, "dtype": COMPUTE_DTYPES[config.compute_dtype]}
     return Scheme(
         encoder=Encoder(latent_dim, channels[::-1], **common),
-        generator=Generator(image_shape, channels, spectral_norm=False, **common),
+        generator=Generator(spec.image_shape, channels, spectral_norm=False, **common),
         optimizer=optax.adam(settings.vae_learning_rate),
         latent_dim=latent_dim,
-        num_classes=num_classes,
+        num_classes=spec.num_classes,
         recalled_images=settings.entry_size // axis.size,
         kl_weight=settings.kl_weight,
         recall_steps=settings.recall_steps,
@@ -467,12 +463,7 @@ def exhibit(
     )
 
 
-def create(
-    config: ml_collections.ConfigDict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    axis: Axis = ONE,
-) -> Replay:
+def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ONE) -> Replay:
     """The scheme for one configuration.
 
     An observation is one Adam step of both networks on `vae_loss`, for the current images together
@@ -485,8 +476,7 @@ def create(
 
     Args:
       config: the run's.
-      image_shape: (H, W, C).
-      num_classes: of the teacher.
+      spec: of the images and classes.
       axis: over which batches are split; its size divides `config.replay.entry_size` and
         `config.batch_size // 2`.
 
@@ -504,7 +494,7 @@ def create(
             f"config.replay.entry_size is {settings.entry_size}; generative replay needs 2 or "
             "more, for the variance over the recalled batch."
         )
-    scheme = create_scheme(config, image_shape, num_classes, axis)
+    scheme = create_scheme(config, spec, axis)
     observing = min(settings.observe_steps, config.student.steps)
     return Replay(
         partial(init, scheme),

@@ -15,6 +15,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
+from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.replay.scheme import Batch, Replay, RetentionBatch, Teacher
 from dfkd_jax.runtime import draw
 from dfkd_jax.runtime.axis import ONE, Axis
@@ -169,20 +170,14 @@ def push_is_due(
     return ((iteration + 1) % unit == 0) & (iteration // unit % period == 0)
 
 
-def create(
-    config: ml_collections.ConfigDict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    axis: Axis = ONE,
-) -> Replay:
+def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ONE) -> Replay:
     """The scheme of one configuration: pushes as `push_is_due`, a sample for every student step.
 
     Over several devices each keeps images of its own, its share of every entry.
 
     Args:
       config: of the run.
-      image_shape: (H, W, C).
-      num_classes: of the teacher.
+      spec: of the images and classes.
       axis: over which batches are split; its size divides `config.replay.entry_size`.
     """
     entry_size = config.replay.entry_size // axis.size
@@ -191,7 +186,7 @@ def create(
 
     def empty(key: Key[Array, ""]) -> MemoryBank:
         del key
-        return init(config.replay.capacity, entry_size, image_shape, num_classes)
+        return init(config.replay.capacity, entry_size, spec.image_shape, spec.num_classes)
 
     def observe(
         bank: MemoryBank,

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.runtime.metrics import Metrics
 
 Teacher = Callable[[jax.Array], tuple[Any, ...]]  # images -> (logits, ...)
@@ -57,11 +58,11 @@ class Replay(NamedTuple):
     split_sizes: Mapping[str, int] = MappingProxyType({})
 
 
-def nothing(image_shape: tuple[int, int, int], num_classes: int) -> Replay:
+def nothing(spec: DatasetSpec) -> Replay:
     """No replay: a scheme that observes nothing and recalls no images."""
 
     def none() -> Batch:
-        return Batch(jnp.zeros((0, *image_shape)), jnp.zeros((0, num_classes)))
+        return Batch(jnp.zeros((0, *spec.image_shape)), jnp.zeros((0, spec.num_classes)))
 
     return Replay(
         init=lambda key: (),

@@ -3,13 +3,14 @@
 A new scheme is one new file and its line in `SCHEMES`. The file defines
 
     FIELDS                                   its fields of the configuration
-    create(config, image_shape, num_classes, axis) -> Replay
+    create(config, spec, axis) -> Replay
 """
 
 from types import ModuleType
 
 import ml_collections
 
+from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.replay import generative_replay, memory_bank
 from dfkd_jax.replay.scheme import Replay, nothing
 from dfkd_jax.runtime.axis import ONE, Axis
@@ -35,19 +36,12 @@ FIELDS = {
 """The fields of all schemes, so that any of them can be chosen for any method."""
 
 
-def create_replay(
-    config: ml_collections.ConfigDict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    axis: Axis = ONE,
-) -> Replay:
+def create_replay(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ONE) -> Replay:
     """The scheme that `config.replay.kind` names.
 
     Args:
       config: of the run.
-      image_shape: (H, W, C).
-      num_classes: of the teacher.
+      spec: of the images and classes.
       axis: over which batches are split.
 
     Raises:
@@ -55,10 +49,10 @@ def create_replay(
     """
     module = SCHEMES[config.replay.kind]
     if module is None:
-        return nothing(image_shape, num_classes)
+        return nothing(spec)
     if config.replay.entry_size > config.batch_size:
         raise UserError(
             f"config.replay.entry_size is {config.replay.entry_size}; "
             f"allowed is at most config.batch_size, {config.batch_size}."
         )
-    return module.create(config, image_shape, num_classes, axis)
+    return module.create(config, spec, axis)

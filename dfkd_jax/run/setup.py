@@ -44,7 +44,7 @@ class Setup(NamedTuple):
       spec: the data set's facts: image_shape (H, W, C), num_classes, mean, std.
       card: of the given teacher; empty where the run trains one.
       models: teacher and student.
-      create_method: (config, image_shape, num_classes, axis) -> Method.
+      create_method: (config, spec, axis) -> Method.
       method: that of whole batches.
     """
 
@@ -107,7 +107,7 @@ def assemble(
       UserError: method, objective, replay and teacher do not go together; one sentence.
     """
     create_method = table.find(config.method).create
-    method = create_method(config, spec.image_shape, spec.num_classes, ONE)
+    method = create_method(config, spec, ONE)
     setup = Setup(config, spec, card, models, create_method, method)
     _check_method(setup)
     return setup
@@ -125,7 +125,7 @@ def create_parts(setup: Setup, axis: Axis = ONE) -> Parts:
     """
     config, spec, method = setup.config, setup.spec, setup.method
     if axis != ONE:
-        method = setup.create_method(config, spec.image_shape, spec.num_classes, axis)
+        method = setup.create_method(config, spec, axis)
     return Parts(
         method=method,
         teacher=setup.models.teacher,  # in evaluation mode, so it averages no statistics

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.losses import terms as losses
 from dfkd_jax.networks import generator as generator_lib
 from dfkd_jax.networks.generator import Generator
@@ -52,22 +53,20 @@ FIELDS = {
 }
 
 
-def create(
-    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], axis: Axis = ONE
-) -> Synthesizer:
+def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ONE) -> Synthesizer:
     """The synthesizer of one configuration; its state is a `Network`.
 
     An update measures `generator_loss` and, by the name of each, the terms that have a weight.
 
     Args:
       config: of the run.
-      image_shape: (H, W, C).
+      spec: of the images.
       axis: over which the batch is split; its size divides it.
 
     Raises:
       UserError: the generator cannot make such images; one sentence.
     """
-    generator = create_generator(config, image_shape, axis)
+    generator = create_generator(config, spec.image_shape, axis)
     batch_size, latent_dim = config.batch_size // axis.size, config.generator.latent_dim
     optimizer = generator_optimizer(config)
     weights = losses.GeneratorLossWeights(

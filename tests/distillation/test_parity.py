@@ -16,6 +16,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.distillation import meta
 from dfkd_jax.distillation.steps import init, student_step
 from dfkd_jax.losses import terms as losses
@@ -40,6 +41,7 @@ from tests.helpers import torch_twins  # noqa: E402
 pytestmark = pytest.mark.usefixtures("x64")
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
+SPEC = SPECS["digits"]
 SHAPE, K, LATENT, CHANNELS = (8, 8, 1), 10, 4, (8, 4)
 WIDTHS = (4, 6, 8, 7)
 B, M = 8, 4  # images of a fresh and of a replayed batch
@@ -207,14 +209,14 @@ def test_the_one_pass_joint_update_over_two_steps():
     teacher_twin.eval()
     module, variables, twin = classifier(seed=1)
     replayed = normal(M, *SHAPE, seed=2)
-    scheme = create_replay(config, SHAPE, K)._replace(
+    scheme = create_replay(config, SPEC)._replace(
         recall=lambda memory, key, teacher: RetentionBatch(
             replayed, teacher(replayed)[0], jnp.ones(())
         ),
         observed_images=B,  # so the state keeps the whole fresh batch
     )
     parts = create_parts(parse(config, reads_data=False))
-    method = parts.method._replace(replay=scheme, synthesizer=adversarial.create(config, SHAPE))
+    method = parts.method._replace(replay=scheme, synthesizer=adversarial.create(config, SPEC))
     parts = parts._replace(method=method, teacher=teacher_module, student=module)
     student = Network(
         variables["params"],
@@ -362,7 +364,7 @@ def test_an_observation_of_generative_replay(latents, iteration):
     fields = {"replay.kind": "generative", "batch_size": B, "generator.latent_dim": LATENT}
     config = tiny_config(**fields, **{"generator.channels": CHANNELS, "replay.entry_size": M})
     config.replay.vae_learning_rate, config.replay.kl_weight = 0.01, 0.05
-    scheme = create_replay(config, SHAPE, K)
+    scheme = create_replay(config, SPEC)
     teacher, teacher_twin = teacher_of()
     images = normal(B // 2, *SHAPE, seed=1)
     variables = {

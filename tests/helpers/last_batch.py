@@ -8,12 +8,12 @@ from dfkd_jax.runtime.axis import ONE
 FIELDS = {}
 
 
-def create(config, image_shape, num_classes, axis=ONE):
+def create(config, spec, axis=ONE):
     size = config.replay.entry_size // axis.size
 
     def init(key):
         return RetentionBatch(
-            jnp.zeros((size, *image_shape)), jnp.zeros((size, num_classes)), jnp.zeros(())
+            jnp.zeros((size, *spec.image_shape)), jnp.zeros((size, spec.num_classes)), jnp.zeros(())
         )
 
     def observe(last, batch, key, iteration, teacher):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.replay.scheme import Batch
 from dfkd_jax.replay.schemes import create_replay
@@ -38,7 +39,7 @@ def scheme_of(kind, **fields):
     """(scheme, jitted observe, jitted recall) on the tiny configuration, made to learn fast."""
     fields = {"kind": kind, "vae_learning_rate": 0.005, **fields}
     config = tiny_config(**{f"replay.{name}": value for name, value in fields.items()})
-    scheme = create_replay(config, SHAPE, CLASSES)
+    scheme = create_replay(config, SPECS["digits"])
     observe = jax.jit(lambda *args: scheme.observe(*args, teacher)[0])
     recall = jax.jit(lambda *args: scheme.recall(*args, teacher))
     return scheme, observe, recall

@@ -59,7 +59,7 @@ def test_settings_of_fields_that_a_method_does_not_have_are_left_out(module):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", "'own_method', a module without a function create(config, image_shape, num_classes"),
+        ("", "'own_method', a module without a function create(config, spec, axis)"),
         ("raise OSError('no disk')", "'own_method'; allowed are lra-mb"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from scipy.special import log_softmax
 
 from dfkd_jax.data import data_specs
+from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks.encoder import Encoder, normalize_height
 from dfkd_jax.networks.generator import Generator
 from dfkd_jax.replay import generative_replay
@@ -19,7 +20,6 @@ from dfkd_jax.runtime import draw
 from dfkd_jax.runtime.axis import Axis
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.schemes import (
-    CLASSES,
     KEY,
     SHAPE,
     fresh,
@@ -263,7 +263,7 @@ def _shifted(statistics):
 def test_it_observes_after_the_first_steps_of_an_iteration():
     for steps, expected in [(2, (True, True)), (6, (True,) * 4 + (False,) * 2)]:
         config = tiny_config("lra-gr", **{"student.steps": steps})
-        scheme = create_replay(config, SHAPE, CLASSES)
+        scheme = create_replay(config, SPECS["digits"])
         assert scheme.observes_after == expected
         assert scheme.observed_images == config.batch_size // 2
 
@@ -272,7 +272,7 @@ def test_observing_over_two_devices_is_the_same():
     """A mapped axis of two halves gives the gradient and the statistics of the whole."""
     config = tiny_config("lra-gr")
     whole, observe, _ = scheme_of("generative")
-    split = generative_replay.create(config, SHAPE, CLASSES, Axis("d", 2))
+    split = generative_replay.create(config, SPECS["digits"], Axis("d", 2))
     assert split.observed_images * 2 == whole.observed_images
     batch = fresh(whole)
     memory = jax.jit(whole.init)(KEY).replace(observations=jnp.int32(1))
