@@ -25,7 +25,7 @@ class Axis(NamedTuple):
 
     def batch_mean(self, x: Float[AnyArray, "B *rest"]) -> Float[Array, "*rest"]:
         """Mean over the first axis of an array, over all devices."""
-        return self.mean(x.mean(axis=0))
+        return self.mean(jnp.mean(x, axis=0))
 
     def first(self, count: int) -> Integer[Array, ""] | int:
         """The global index of this device's first example, where each device has `count`."""
