@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
