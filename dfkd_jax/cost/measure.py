@@ -62,9 +62,12 @@ class Program:
                 return program.lower(self._state, self._teacher).compile()
 
         started = time.perf_counter()
-        self._update_step, self._student_step, self._observe_step = (
-            compiled(step) for step in (steps.update_step, steps.student_step, steps.observe_step)
+        self._update_step, self._student_step = map(
+            compiled, (steps.update_step, steps.student_step)
         )
+        replay = parts.method.replay
+        self._observe_step = compiled(steps.observe_step) if any(self._observes_after) else None
+        self._observe_round = compiled(steps.observe_round_step) if replay.observes_rounds else None
         self.compile_seconds = time.perf_counter() - started
         self.flops, self.temp_bytes = cost(self._student_step)
 
@@ -83,9 +86,11 @@ class Program:
         def work() -> None:
             for _ in range(self._plan.rounds * self._plan.updates):
                 self._run(self._update_step)
+            if self._observe_round:
+                self._run(self._observe_round)
             for observes in self._observes_after:
                 self._run(self._student_step)
-                if observes:
+                if observes and self._observe_step:
                     self._run(self._observe_step)
 
         return self._timed(work)

@@ -155,6 +155,28 @@ def denormalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) 
     return jnp.clip(images * jnp.asarray(std) + jnp.asarray(mean), 0.0, 1.0)
 
 
+def augmented(keys: jax.Array, images: jax.Array, flip: bool, pad: int = 4) -> jax.Array:
+    """Random crops of the zero-padded images and, with `flip`, random mirror images.
+
+    Args:
+      keys: (B,), one an image.
+      images: (B, H, W, C), any dtype.
+      flip: whether a mirrored image keeps its label.
+      pad: pixels on each side.
+    """
+    _, height, width, channels = images.shape
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        crop_key, flip_key = jax.random.split(key)
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+        image = jax.lax.dynamic_slice(padded, (top, left, 0), (height, width, channels))
+        mirror = jax.random.bernoulli(flip_key) if flip else False
+        return jnp.where(mirror, image[:, ::-1], image)
+
+    return jax.vmap(one)(keys, images)
+
+
 def _load_digits(split: str) -> Split:
     from sklearn.datasets import load_digits  # here, as it costs half a second
 

@@ -78,7 +78,7 @@ def create_agreement(parts: Parts) -> Agreement:
         teacher = steps.view(parts, state, teacher_variables).teacher
         fresh = steps.generated(parts, state, keys["generated"])
         sets = {"generated": (fresh, teacher(fresh).logits)}
-        if replay.observed_images:
+        if replay.replays:
 
             def recall(key: jax.Array) -> RetentionBatch:
                 return replay.recall(state.replay, key, teacher)
@@ -100,7 +100,7 @@ def create_agreement(parts: Parts) -> Agreement:
             same = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted, axis=-1)
             measured[f"{name}_agreement"] = 100.0 * jnp.mean(same)
             measured[f"{name}_distance"] = jnp.mean(l1_distance(logits, wanted))
-        if replay.observed_images:
+        if replay.replays:
             some = recalled.weight[0] > 0
             measured |= {name: jnp.where(some, measured[name], jnp.nan) for name in nothing}
         return measured

@@ -62,7 +62,10 @@ def create_epoch(
 
 def nothing_measured(parts: Parts, state: DistillState, teacher: Any) -> Metrics:
     """Sums of 0 for all that the steps measure; nothing is computed."""
-    every = (steps.update_step, steps.student_step, steps.observe_step)
+    replay = parts.method.replay
+    every = [steps.update_step, steps.student_step]
+    every += [steps.observe_step] if any(replay.observes_after) else []
+    every += [steps.observe_round_step] if replay.observes_rounds else []
     of_each = [jax.eval_shape(partial(step, parts), state, teacher)[1] for step in every]
     names = {name: mean for metrics in of_each for name, mean in metrics.items()}
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), names)
@@ -92,26 +95,28 @@ def recorded(step: Callable[..., tuple[DistillState, Metrics]], parts: Parts) ->
 
 
 class _Steps(NamedTuple):
-    """The steps of an iteration on `Carry`; None where the synthesizer has nothing to do."""
+    """The steps of an iteration on `Carry`; None where a role has nothing to do."""
 
     begin: Step | None
     update: Step
     finish: Step | None
+    observe_round: Step | None
     student: Step
-    observe: Step
+    observe: Step | None
 
 
 def _recorded_steps(parts: Parts, map_step: Callable[[Step], Step] = lambda step: step) -> _Steps:
     def one(step: Callable) -> Step:
         return map_step(recorded(step, parts))
 
-    synthesizer = parts.method.synthesizer
+    synthesizer, replay = parts.method.synthesizer, parts.method.replay
     return _Steps(
         begin=one(steps.begin_step) if synthesizer.begin else None,
         update=one(steps.update_step),
         finish=one(steps.finish_step) if synthesizer.finish else None,
+        observe_round=one(steps.observe_round_step) if replay.observes_rounds else None,
         student=one(steps.student_step),
-        observe=one(steps.observe_step),
+        observe=one(steps.observe_step) if any(replay.observes_after) else None,
     )
 
 
@@ -128,9 +133,12 @@ def _scanned(parts: Parts, mapped: Mapped) -> Step:
     def epoch(carry: Carry, teacher: Any) -> Carry:
         def student(carry: Carry, due: jax.Array) -> tuple[Carry, None]:
             state, sums = step.student(carry, teacher)
+            observe = step.observe
+            if observe is None:
+                return (state, sums), None
 
             def observed(carry: Carry) -> tuple[Any, Metrics]:
-                state, sums = step.observe(carry, teacher)
+                state, sums = observe(carry, teacher)
                 return state.replay, sums
 
             replay, sums = lax.cond(
@@ -150,6 +158,7 @@ def _scanned(parts: Parts, mapped: Mapped) -> Step:
                 carry = a_round(jnp.zeros((), jnp.int32), carry)
             else:
                 carry = lax.fori_loop(0, plan.rounds, a_round, carry)
+            carry = step.observe_round(carry, teacher) if step.observe_round else carry
             if not plan.warm_up:
                 return lax.scan(student, carry, observes)
             return lax.cond(
@@ -186,6 +195,7 @@ def _stepped(parts: Parts, mapped: Mapped) -> Step:
                 for _ in range(plan.updates):
                     take(step.update)
                 take(step.finish)
+            take(step.observe_round)
             for due in observes_after(parts) if iteration >= plan.warm_up else ():
                 take(step.student)
                 take(step.observe if due else None)

@@ -5,6 +5,7 @@
     concatenated      mean of d over [x̂; x̂_m] in one pass    the authors' joint replay
     lra               L_acq(θ) + λ L_ret(θ')                 the paper's method
     lra_concatenated  mean of d over [x̂; x̂_m] + λ L_ret(θ')  the authors' code for it
+    retention         L_ret(θ)                               of methods with a pool
 
 with θ' = θ − α ∇L_acq(θ) and L_acq, L_ret the means of d(S, T) over x̂ and over x̂_m. In the one pass
 retention is weighted m : B, and batch norm sees both batches together. It is what MB-DFKD computes
@@ -32,9 +33,11 @@ OBJECTIVES = {
     "concatenated": "mean of d over [x̂; x̂_m] in one pass, as the authors' code has joint replay",
     "lra": "L_acq(θ) + λ L_ret(θ')",
     "lra_concatenated": "mean of d over [x̂; x̂_m] + λ L_ret(θ'), as the authors' code has it",
+    "retention": "L_ret(θ) on what is recalled alone, as methods with a pool distil",
 }
 WITH_INNER_STEP = ("lra", "lra_concatenated")
 """The objectives for which config.meta says how θ' is reached and differentiated."""
+WITHOUT_WEIGHT = ("acquisition", "concatenated", "retention")
 INNER_VARIANTS = [variant for variant in VARIANTS if variant != "none"]
 
 FIELDS = {
@@ -79,10 +82,10 @@ Objective = Callable[[StudentLosses, Any], Descent]  # of the losses and θ
 def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Objective:
     """The objective that `config.objective` names, with its weight λ and inner step.
 
-    Every one measures `acquisition_loss`; those that replay also `retention_loss` (without λ; of
-    "concatenated" both are of its one pass), `replayed_share`, the share of the steps that had
-    something to replay, in [0, 1], and, with config.meta.measure_alignment,
-    `gradient_alignment`.
+    Every one but "retention" measures `acquisition_loss`. Those that replay measure
+    `retention_loss` (without λ; of "concatenated" both are of its one pass) and `replayed_share`,
+    the share of the steps that had something to replay, in [0, 1]; those that do both measure, with
+    config.meta.measure_alignment, `gradient_alignment`.
 
     Args:
       config: of the run: objective, retention_weight and meta.
@@ -91,7 +94,7 @@ def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Obj
     Raises:
       UserError: fields that do not go together; one sentence.
     """
-    if config.objective in ("acquisition", "concatenated") and config.retention_weight != 1:
+    if config.objective in WITHOUT_WEIGHT and config.retention_weight != 1:
         raise UserError(
             f"config.retention_weight is {config.retention_weight} but config.objective is "
             f"{config.objective!r}, which has no such weight; allowed is 1.0."
@@ -103,6 +106,8 @@ def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Obj
         )
     if config.objective == "acquisition":
         return partial(acquisition, axis=axis)
+    if config.objective == "retention":
+        return partial(retention, axis=axis)
     if config.objective == "concatenated":
         return partial(concatenated, axis=axis, measure_alignment=config.meta.measure_alignment)
     return partial(
@@ -122,6 +127,16 @@ def acquisition(losses: StudentLosses, params: Any, *, axis: Axis = ONE) -> Desc
     """∇L_acq(θ)."""
     (value, statistics), gradient = jax.value_and_grad(losses.acquisition, has_aux=True)(params)
     metrics = {"acquisition_loss": measured(axis.mean(value))}
+    return Descent(axis.mean(gradient), statistics, metrics)
+
+
+def retention(losses: StudentLosses, params: Any, *, axis: Axis = ONE) -> Descent:
+    """∇L_ret(θ)."""
+    (value, statistics), gradient = jax.value_and_grad(losses.retention, has_aux=True)(params)
+    metrics = {
+        "retention_loss": measured(axis.mean(value), losses.replayed),
+        "replayed_share": measured(losses.replayed),
+    }
     return Descent(axis.mean(gradient), statistics, metrics)
 
 

@@ -250,6 +250,22 @@ def observe_step(
     return state.replace(replay=observed), metrics
 
 
+def observe_round_step(
+    parts: Parts, state: DistillState, teacher_variables: Variables
+) -> tuple[DistillState, Metrics]:
+    """The replay scheme observes a batch that the synthesizer makes after its rounds."""
+    teacher = view(parts, state, teacher_variables).teacher
+    images = generated(parts, state, stream(state.key, "round", state.updates))
+    observed, metrics = parts.method.replay.observe(
+        state.replay,
+        Batch(images, teacher(images).logits),
+        stream(state.key, "learn_round", state.updates),
+        iteration_of(parts, state.updates) - 1,
+        teacher,
+    )
+    return state.replace(replay=observed), metrics
+
+
 def generated(parts: Parts, state: DistillState, key: jax.Array) -> jax.Array:
     """A batch of images that the synthesizer makes now, one device's share."""
     return parts.method.synthesizer.sample(state.synthesizer, key).images

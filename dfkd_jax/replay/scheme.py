@@ -56,6 +56,14 @@ class Replay(NamedTuple):
     layout: Any  # how the state is split over devices, a layout of `dfkd_jax.runtime.devices`
     # Sizes that the devices must divide, by the fields of the configuration that give them.
     split_sizes: Mapping[str, int] = MappingProxyType({})
+    # It observes a whole batch of the synthesizer's after the rounds of each iteration, before the
+    # student's steps, and in warm-up too.
+    observes_rounds: bool = False
+
+    @property
+    def replays(self) -> bool:
+        """Whether anything is ever recalled."""
+        return self.observed_images > 0 or self.observes_rounds
 
 
 def nothing(spec: DatasetSpec) -> Replay:

@@ -11,7 +11,7 @@ from types import ModuleType
 import ml_collections
 
 from dfkd_jax.data.data_table import DatasetSpec
-from dfkd_jax.replay import generative_replay, memory_bank
+from dfkd_jax.replay import generative_replay, memory_bank, pool
 from dfkd_jax.replay.scheme import Replay, nothing
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.errors import UserError
@@ -21,6 +21,7 @@ SCHEMES: dict[str, ModuleType | None] = {
     "none": None,
     "memory_bank": memory_bank,
     "generative": generative_replay,
+    "pool": pool,
 }
 """config.replay.kind ↦ the module of the scheme; None where nothing is replayed."""
 

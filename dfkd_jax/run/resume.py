@@ -12,12 +12,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from rich.console import Console
 
+from dfkd_jax.configs import default
 from dfkd_jax.distillation.epoch import finite_parts
 from dfkd_jax.methods.table import RENAMED
 from dfkd_jax.run import checkpoint
 from dfkd_jax.run import config as config_lib
 from dfkd_jax.run.student import is_teacher_of, keep_teacher_card
-from dfkd_jax.runtime import files
+from dfkd_jax.runtime import fields, files
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite
 
@@ -71,7 +72,9 @@ def other_fields(
       OSError, UserError: `config.json` or a card cannot be read.
     """
     stored, current = files.read_json(workdir / "config.json"), config_lib.to_dict(config)
-    stored["method"] = RENAMED.get(stored.get("method"), stored.get("method"))
+    defaults = config_lib.to_dict(fields.declare(default.fields(config.method)))
+    stored = _filled(stored, defaults)  # a version that lacked a field had what is its default now
+    stored["method"] = RENAMED.get(str(stored.get("method")), stored.get("method"))
 
     def checkpoints(network: str) -> list[str | None]:
         return [c.get(network, {}).get("checkpoint") for c in (stored, current)]
@@ -85,6 +88,15 @@ def other_fields(
         current["student"]["checkpoint"] = started
     found = config_lib.differences(stored, current)
     return found if same or before != now else [*found, "the content of teacher.checkpoint"]
+
+
+def _filled(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The stored values, and defaults where there are none."""
+    both = {**defaults, **stored}
+    for name, value in defaults.items():
+        if isinstance(value, dict) and isinstance(both[name], dict):
+            both[name] = _filled(both[name], value)
+    return both
 
 
 def another_run(workdir: Path, found: Sequence[str]) -> str:

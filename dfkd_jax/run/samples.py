@@ -37,7 +37,7 @@ def panels(
     key = stream(state.key, "show", state.student_steps)
     shown = [_panel("generator, now", generated(state, teacher_variables, key), spec)]
     replay = parts.method.replay
-    if replay.observed_images:
+    if replay.replays:
         teacher = steps.view(parts, state, teacher_variables).teacher
         shown.append(_panel(replay.title, replay.exhibit(state.replay, SHOWN, key, teacher), spec))
     return shown

@@ -174,7 +174,7 @@ def create_algorithm(setup: Setup, devices: Devices) -> Algorithm:
 def _check_method(setup: Setup) -> None:
     """The objective, what is replayed, the plan and the teacher must go together."""
     config, method = setup.config, setup.method
-    replays = method.replay.observed_images > 0
+    replays = method.replay.replays
     if replays == (config.objective == "acquisition"):
         allowed = list(objectives.OBJECTIVES)[1:] if replays else ["acquisition"]
         raise UserError(

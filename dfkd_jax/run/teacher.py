@@ -22,7 +22,7 @@ from rich.console import Console
 
 from dfkd_jax.data.data_specs import CARD, is_teacher
 from dfkd_jax.data.data_table import DatasetSpec
-from dfkd_jax.data.splits import Split, normalize
+from dfkd_jax.data.splits import Split, augmented, normalize
 from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.run import checkpoint
 from dfkd_jax.run.accuracy import Accuracy
@@ -119,24 +119,6 @@ def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[
     processes.any_of(False)  # nobody looks for the card before it is there
 
 
-def augment(key: jax.Array, images: jax.Array, flip: bool, pad: int = 4) -> jax.Array:
-    """Random crops of the zero-padded images and, with `flip`, random mirror images.
-
-    images: (B, H, W, C), any dtype; each example is drawn on its own.
-    """
-    _, height, width, channels = images.shape
-
-    def one(key: jax.Array, image: jax.Array) -> jax.Array:
-        crop_key, flip_key = jax.random.split(key)
-        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-        top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
-        image = jax.lax.dynamic_slice(padded, (top, left, 0), (height, width, channels))
-        mirror = jax.random.bernoulli(flip_key) if flip else False
-        return jnp.where(mirror, image[:, ::-1], image)
-
-    return jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
-
-
 class Recipe(NamedTuple):
     """What stays the same during a training: the network, its optimizer and how it sees images."""
 
@@ -223,7 +205,8 @@ def train_step(
     batch, targets = recipe.devices.split((images[chosen], labels[chosen]))
     if recipe.augment:
         key = stream(state.key, "augment", state.step)
-        batch = augment(key, batch, recipe.spec.flip)
+        keys = jax.random.split(key, batch.shape[0])
+        batch = augmented(keys, batch, recipe.spec.flip)
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
         (logits, _), updated = recipe.model.apply(

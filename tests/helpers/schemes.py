@@ -38,13 +38,15 @@ def teacher(images):
 def scheme_of(kind, **fields):
     """(scheme, jitted observe, jitted recall) on the tiny configuration, made to learn fast."""
     fields = {"kind": kind, "vae_learning_rate": 0.005, **fields}
-    config = tiny_config(**{f"replay.{name}": value for name, value in fields.items()})
+    fields = {f"replay.{name}": value for name, value in fields.items()}
+    config = tiny_config(**fields, **{"pool.capacity": 16})
     scheme = create_replay(config, SPECS["digits"])
     observe = jax.jit(lambda *args: scheme.observe(*args, teacher)[0])
     recall = jax.jit(lambda *args: scheme.recall(*args, teacher))
     return scheme, observe, recall
 
 
-def fresh(scheme, seed=0):
-    images = jnp.asarray(normal(scheme.observed_images, *SHAPE, seed=seed))
+def fresh(scheme, seed=0, count=0):
+    """What the scheme observes; `count` images for one that observes whole batches."""
+    images = jnp.asarray(normal(scheme.observed_images or count, *SHAPE, seed=seed))
     return Batch(images, teacher(images)[0])

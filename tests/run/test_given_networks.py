@@ -13,6 +13,8 @@ from dfkd_jax.data import data_specs
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import epochs as epochs_lib
 from dfkd_jax.run import student, teacher
+from dfkd_jax.run.config import to_dict
+from dfkd_jax.run.resume import other_fields
 from dfkd_jax.run.setup import parse
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime import files
@@ -221,3 +223,14 @@ def test_a_start_with_other_arrays_or_without_a_checkpoint_is_one_sentence(given
     shutil.rmtree(folder / "checkpoints" / "1")
     with pytest.raises(UserError, match="has no checkpoint; one epoch must be finished"):
         parse(small(given, **{"student.checkpoint": str(folder)}))
+
+
+def test_a_field_that_an_earlier_version_lacked_counts_as_its_default(given, tmp_path):
+    config = small(given)
+    stored = to_dict(config)
+    del stored["pool"]
+    files.write_json(tmp_path / "config.json", stored)
+    assert other_fields(tmp_path, config, data_specs.teacher_card(config)) == []
+    config.pool.capacity = 64
+    found = other_fields(tmp_path, config, data_specs.teacher_card(config))
+    assert found == ["pool.capacity: 51200 → 64"]
