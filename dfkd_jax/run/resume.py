@@ -72,8 +72,10 @@ def other_fields(
       OSError, UserError: `config.json` or a card cannot be read.
     """
     stored, current = files.read_json(workdir / "config.json"), config_lib.to_dict(config)
-    defaults = config_lib.to_dict(fields.declare(default.fields(config.method)))
-    stored = _filled(stored, defaults)  # a version that lacked a field had what is its default now
+    # A version that lacked a field did what its default does now.
+    defaults = fields.declare(default.fields(config.method))
+    defaults.batch_size = stored.get("batch_size", config.batch_size)  # from which others follow
+    stored = _filled(stored, config_lib.to_dict(defaults))
     stored["method"] = RENAMED.get(str(stored.get("method")), stored.get("method"))
 
     def checkpoints(network: str) -> list[str | None]:
