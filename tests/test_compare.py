@@ -105,7 +105,7 @@ def test_a_teacher_of_another_model_in_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "methods, gradients, words",
     [
-        (["mb-dfkd", "magic"], BOTH, "--methods is 'magic'; allowed are lra-mb, mb-dfkd"),
+        (["mb-dfkd", "magic"], BOTH, "--methods is 'magic'; allowed are lra-mb, lra-gr"),
         ([], BOTH, "--methods is empty; allowed"),
         (["lra-mb"], ["second"], "--gradients is 'second'; allowed are detached, first_order"),
         (["lra-mb"], [], "--gradients is empty"),
@@ -153,7 +153,7 @@ def test_finished_runs_are_not_planned_again(tmp_path):
 @pytest.mark.parametrize("module", [cifar100, cifar10_cnn])
 def test_jobs_of_configurations_with_derived_fields_reach_a_child_process(module, tmp_path):
     # There a field is derived from another, by a function that no pickle takes.
-    found = [compare.Combination("lra-mb exact", module.get_config())]
+    found = [compare.Combination("lra-mb exact", module.get_config(), {})]
     (job,), _ = compare.plan(found, 1, tmp_path)
     config, workdir = pickle.loads(pickle.dumps((job.config, job.workdir)))
     assert to_dict(config) == to_dict(found[0].config) and config.seed == 1

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.scaling import collectives, cost
 from benchmarks.vit import ViT
 from dfkd_jax.networks.own_module import check_call
+from dfkd_jax.run.gradients_flag import with_gradient
 from tests.helpers.devices import on
 from tests.helpers.tiny import tiny_config
 
@@ -44,8 +45,8 @@ def test_exact_sends_one_gradient_more_than_first_order(measured, expected):
     size = sum(4 * leaf.size for leaf in jax.tree.leaves(params))
     gradients = {}
     for variant in expected:
-        fields = {"student.model": name, "meta.variant": variant}
-        config = tiny_config("lra-mb", **fields, **{"meta.measure_alignment": measured})
+        fields = {"student.model": name, "meta.measure_alignment": measured}
+        config = with_gradient(tiny_config("lra-mb", **fields), variant)
         sent = cost(config, on(2, "shard_map"), "student_step").collectives
         assert set(sent) == {"all-reduce"}
         gradients[variant], rest = divmod(sent["all-reduce"][1], size)

@@ -12,6 +12,7 @@ from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.distillation.steps import Parts, Variables
 from dfkd_jax.losses.terms import l1_distance
 from dfkd_jax.replay.scheme import RetentionBatch
+from dfkd_jax.runtime.arrays import AnyArray
 from dfkd_jax.runtime.draw import stream
 
 Agreement = Callable[[DistillState, Variables], dict[str, jax.Array]]
@@ -23,7 +24,7 @@ def class_share(logits: Float[Array, "B K"]) -> Float[Array, ""]:
     return 100.0 * jnp.max(counts) / logits.shape[0]
 
 
-def spread(images: Float[Array, "B H W C"]) -> Float[Array, ""]:
+def spread(images: Float[AnyArray, "B H W C"]) -> Float[Array, ""]:
     """The mean over all pairs of different images of |x_i − x_j| / √(H·W·C), ≥ 0.
 
     That is the root mean square difference of two images' pixels, in the space the images are in:
