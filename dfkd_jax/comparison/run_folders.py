@@ -19,7 +19,12 @@ from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 
 FAILURE = "failure.json"  # in the folder of a run that ended with an error
-SCHEMES = {"memory_bank": "memory bank", "generative": "generative replay", "none": "no replay"}
+SCHEMES = {
+    "memory_bank": "memory bank",
+    "generative": "generative replay",
+    "pool": "pool of all that was synthesised",
+    "none": "no replay",
+}
 AUTHORS_CODE = (
     "joint replay in one pass over [x̂; x̂_m], which is what the authors' code computes for MB-DFKD "
     "and PRE-DFKD, and in effect for LRA too, as its retention term at θ' sends no gradient"
