@@ -219,4 +219,5 @@ def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ON
         title="memory bank, newest first",
         layout=MemoryBank(**axes),
         split_sizes={"replay.entry_size": config.replay.entry_size},
+        capacity="replay.capacity",
     )

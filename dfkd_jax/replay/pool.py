@@ -159,4 +159,5 @@ def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ON
         layout=Pool(**axes),
         split_sizes={"pool.batch_size": config.pool.batch_size},
         observes_rounds=True,
+        capacity="pool.capacity",
     )

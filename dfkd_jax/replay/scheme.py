@@ -59,6 +59,7 @@ class Replay(NamedTuple):
     # It observes a whole batch of the synthesizer's after the rounds of each iteration, before the
     # student's steps, and in warm-up too.
     observes_rounds: bool = False
+    capacity: str = ""  # the field of the configuration that says how many images are kept
 
     @property
     def replays(self) -> bool:

@@ -32,7 +32,7 @@ from dfkd_jax.run import student
 from dfkd_jax.runtime import fields
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.compilation import rarely_run
-from dfkd_jax.runtime.devices import WHOLE, Devices, mapped
+from dfkd_jax.runtime.devices import WHOLE, Devices, mapped, memory_bytes
 from dfkd_jax.runtime.errors import UserError
 
 
@@ -153,8 +153,9 @@ def create_algorithm(setup: Setup, devices: Devices) -> Algorithm:
       devices: what an epoch runs on.
 
     Raises:
-      UserError: see `on_axis`.
+      UserError: see `on_axis`; or what is to be replayed does not fit the devices' memory.
     """
+    _check_memory(setup, devices)
     whole = per_device = create_parts(setup)
     if devices.count > 1:
         per_device = create_parts(setup, devices.axis)
@@ -169,6 +170,19 @@ def create_algorithm(setup: Setup, devices: Devices) -> Algorithm:
         jit(partial(steps.keep_early, whole), donate_argnums=0, out_shardings=shardings),
         jit(create_agreement(whole), out_shardings=replicated),
     )
+
+
+def _check_memory(setup: Setup, devices: Devices) -> None:
+    """What is replayed must fit a device, before anything is compiled."""
+    replay = setup.method.replay
+    state = jax.eval_shape(replay.init, jax.random.key(0))
+    split = 1 if replay.layout == WHOLE else devices.count
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) // split
+    if replay.capacity and needed > memory_bytes():
+        raise UserError(
+            f"config.{replay.capacity} is {fields.get(setup.config, replay.capacity)}, which takes "
+            f"{needed:,} bytes of a device that has {memory_bytes():,}; allowed is less."
+        )
 
 
 def _check_method(setup: Setup) -> None:

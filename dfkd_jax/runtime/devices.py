@@ -8,6 +8,7 @@ A layout is a pytree prefix of the state: the array axis that is split, or WHOLE
 device.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -92,6 +93,14 @@ class Mapped(NamedTuple):
     block_until_ready: Callable[
         [Any], Any
     ]  # a mapped state, waited for where steps may not queue up
+
+
+def memory_bytes() -> int:
+    """Of one local device; where it does not say so, as a CPU, of this machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def choose(parallel: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> Devices:

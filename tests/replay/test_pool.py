@@ -13,7 +13,7 @@ from dfkd_jax.distillation.steps import observe_round_step
 from dfkd_jax.replay import pool as pool_lib
 from dfkd_jax.replay.pool import Pool
 from dfkd_jax.replay.scheme import Batch
-from dfkd_jax.run.setup import parse
+from dfkd_jax.run.setup import create_algorithm, parse
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.devices import on, start
 from tests.helpers.schemes import KEY, teacher
@@ -85,6 +85,15 @@ def test_what_is_recalled_is_what_was_observed_up_to_8_bits():
 def test_the_capacity_is_of_whole_batches():
     with pytest.raises(UserError, match=r"pool\.capacity is 20; allowed are multiples of .*, 8,"):
         parse(tiny_config("lra-mb", **{**POOL, "pool.capacity": 20}))
+
+
+@pytest.mark.parametrize("kind", ["pool", "memory_bank"])
+def test_more_than_a_device_holds_is_refused_with_the_bytes(kind):
+    fields = {"replay.kind": kind, "pool.capacity": 8 * 10**13, "replay.capacity": 10**13}
+    setup = parse(tiny_config("mb-dfkd", **fields))
+    field = {"pool": "pool", "memory_bank": "replay"}[kind]
+    with pytest.raises(UserError, match=rf"config\.{field}\.capacity is .* [\d,]+ bytes of"):
+        create_algorithm(setup, on(1))
 
 
 def test_the_student_learns_from_the_pool_which_warm_up_fills():
