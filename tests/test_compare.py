@@ -9,7 +9,7 @@ from dfkd_jax.run import command_line
 from dfkd_jax.run.config import to_dict
 from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import SMALL_NET, tiny_config
 
 BOTH = ["first_order", "exact"]
 
@@ -72,7 +72,7 @@ def test_what_would_need_several_teachers_is_not_varied(tmp_path, field, values)
         compare.combinations(load, ["mb-dfkd"], ["exact"], tmp_path, varied)
     # Given teachers are not trained, and may be what is varied.
     folders = [write_card(tmp_path / name) for name in ("a", "b")]
-    given = {"teacher.checkpoint": folders[0], "teacher.model": "cnn_half"}
+    given = {"teacher.checkpoint": folders[0], "teacher.model": SMALL_NET}
     assert len(compare.combinations(load, ["mb-dfkd"], ["exact"], tmp_path, varied)) == 2
     varied = compare.settings([f"teacher.checkpoint={','.join(folders)}"])
     found = compare.combinations(load, ["mb-dfkd"], ["exact"], tmp_path, varied)
@@ -80,7 +80,7 @@ def test_what_would_need_several_teachers_is_not_varied(tmp_path, field, values)
 
 
 def write_card(folder):
-    card = {"model": "cnn_half", "num_classes": 10, "image_shape": [8, 8, 1]}
+    card = {"model": SMALL_NET, "num_classes": 10, "image_shape": [8, 8, 1]}
     files.write_json(folder / "teacher.json", card)
     return str(folder)
 

@@ -15,7 +15,7 @@ from dfkd_jax.run import checkpoint, records
 from dfkd_jax.runtime import files
 from tests.helpers.commands import EPOCHS, command, without_seconds
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import TINY, build, tiny_config
+from tests.helpers.tiny import SMALL_NET, TINY, build, tiny_config
 from tests.helpers.trees import same_bits
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def whole(environment, tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(whole):
     workdir, out = whole
-    assert "training cnn_half on the training split of digits" in out
+    assert f"training {SMALL_NET} on the training split of digits" in out
     assert f"epoch {EPOCHS}/{EPOCHS}" in out and "student, final" in out
 
     metrics = records.read_metrics(workdir / "metrics.jsonl")
@@ -114,7 +114,7 @@ def test_the_same_command_on_a_finished_run_changes_nothing(whole, environment):
     workdir, _ = whole
     before = (workdir / "metrics.jsonl").read_bytes()
     again = run(environment, workdir)
-    assert again.returncode == 0 and "training cnn_half" not in again.stdout
+    assert again.returncode == 0 and f"training {SMALL_NET}" not in again.stdout
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
@@ -199,7 +199,7 @@ def test_a_teacher_of_another_run_is_reused(whole, environment, tmp_path):
         **{"teacher.checkpoint": whole[0] / "teacher", "epochs": 1},
     )
     assert done.returncode == 0, done.stderr
-    assert "training cnn_half" not in done.stdout
+    assert f"training {SMALL_NET}" not in done.stdout
     summary = files.read_json(tmp_path / "summary.json")
     assert (summary["method"], summary["objective"]) == ("mb-dfkd", "joint")
     assert summary["gradient"] is None

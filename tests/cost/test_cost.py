@@ -10,7 +10,7 @@ from dfkd_jax.cost.measure import cost
 from dfkd_jax.run.setup import create_algorithm, parse
 from dfkd_jax.run.teacher import load_teacher, save_teacher
 from dfkd_jax.runtime.devices import Devices
-from tests.helpers.tiny import build, epoch_of, tiny_config
+from tests.helpers.tiny import NAMED, build, epoch_of, tiny_config
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_cost_of_a_compiled_iteration(compile_as_users_do):
 
     Counts differ a little between versions of the compiler; a factor is a regression.
     """
-    config = tiny_config()
+    config = tiny_config(**NAMED)
     steps, state, teacher = build(config)
 
     def iteration(state, teacher):

@@ -5,14 +5,14 @@ import pytest
 
 from dfkd_jax.cost import growth
 from dfkd_jax.cost.measure import cost
-from tests.helpers.tiny import build, tiny_config
+from tests.helpers.tiny import NAMED, build, tiny_config
 
 
 def test_what_growth_does_to_the_cost():
     """The bank's capacity costs nothing in a step; a second inner step costs one more."""
 
     def lowered(sweep, value):
-        config = tiny_config(**{"meta.variant": "exact_hvp"})
+        config = tiny_config(**{**NAMED, "meta.variant": "exact_hvp"})
         growth.SWEEPS[sweep][2](config, value)
         steps, state, teacher = build(config)
         return jax.jit(steps.student_step, donate_argnums=0).lower(state, teacher)

@@ -7,7 +7,7 @@ import pytest
 
 from dfkd_jax.cost import peer
 from dfkd_jax.runtime.errors import UserError
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import NAMED, tiny_config
 
 
 def test_a_peer_that_cannot_start_is_one_sentence(monkeypatch):
@@ -44,7 +44,7 @@ def torch_work():
     pytest.importorskip("higher")
     from dfkd_jax.cost.torch_peer import Work
 
-    config = tiny_config(**{"meta.measure_alignment": False, "replay.kind": "memory_bank"})
+    config = tiny_config(**{**NAMED, "meta.measure_alignment": False})
     torch.set_default_dtype(torch.float64)
     yield lambda variant: Work(peer.describe(config, variant, 1))
     torch.set_default_dtype(torch.float32)

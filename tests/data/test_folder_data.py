@@ -12,7 +12,7 @@ from dfkd_jax.data import splits as data
 from dfkd_jax.run.setup import parse
 from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import SMALL_NET, tiny_config
 
 FIELDS = {"image_size": 8, "channels": 3, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
 COLOURS = {"red": (250, 10, 20), "green": (10, 250, 20), "blue": (20, 10, 250)}
@@ -158,7 +158,7 @@ def test_fields_that_cannot_work_are_one_sentence(folder, fields, words):
 def test_training_images_may_be_missing_if_a_teacher_is_given(folder, tmp_path):
     (folder / "train").rename(tmp_path / "elsewhere")
     assert "photos/train is no folder" in check(config_of(folder))
-    card = {"model": "cnn_half", "num_classes": 3, "image_shape": [8, 8, 3]}
+    card = {"model": SMALL_NET, "num_classes": 3, "image_shape": [8, 8, 3]}
     files.write_json(tmp_path / "teacher.json", card)
     config = config_of(folder)
     config.teacher.checkpoint = str(tmp_path)
@@ -166,7 +166,7 @@ def test_training_images_may_be_missing_if_a_teacher_is_given(folder, tmp_path):
 
 
 def test_what_is_not_given_is_what_the_teacher_takes(folder, tmp_path):
-    card = {"model": "cnn_half", "num_classes": 3, "image_shape": [8, 8, 3]}
+    card = {"model": SMALL_NET, "num_classes": 3, "image_shape": [8, 8, 3]}
     card |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     files.write_json(tmp_path / "teacher.json", card)
     config = config_of(folder, **dict.fromkeys(FIELDS))

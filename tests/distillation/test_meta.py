@@ -7,6 +7,7 @@ import pytest
 
 from dfkd_jax.distillation import meta
 from dfkd_jax.networks.classifiers import create_classifier
+from tests.helpers.tiny import SMALL_NET
 from tests.helpers.trees import cast
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -86,7 +87,7 @@ def test_an_outer_loss_replaces_the_acquisition_loss_outside_of_the_inner_step(v
 def network():
     """Losses of a real student with batch norm, in double precision: (L_acq, L_ret, θ)."""
     with jax.enable_x64(True):
-        student = create_classifier("cnn_half", 10)
+        student = create_classifier(SMALL_NET, 10)
         x, x_m = jax.random.normal(jax.random.key(0), (2, 12, 8, 8, 1), jnp.float64)
         t, t_m = 3 * jax.random.normal(jax.random.key(1), (2, 12, 10), jnp.float64)
         variables = cast(student.init(jax.random.key(2), x[:2], train=True), jnp.float64)

@@ -79,12 +79,9 @@ def test_the_generator_learns_from_the_student_as_well_as_from_the_teacher():
 def test_the_teacher_sees_the_images_that_the_student_sees(filled):
     """What is remembered are the images with the teacher's logits for them."""
     steps, state, teacher = filled
-    from dfkd_jax.networks.classifiers import create_classifier
-
-    model = create_classifier("cnn_half", 10)
     bank = state.replay
     images = bank.images.reshape(-1, *bank.images.shape[2:])
-    logits, _ = model.apply(teacher, images, train=False)
+    logits, _ = steps.parts.teacher.apply(teacher, images, train=False)
     np.testing.assert_allclose(logits, bank.logits.reshape(-1, 10), rtol=1e-4, atol=1e-5)
 
 

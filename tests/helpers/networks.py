@@ -41,7 +41,7 @@ class SmallNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = nn.Conv(4, (3, 3), strides=2)(x)
+        x = nn.Conv(4, (3, 3), strides=2, use_bias=False)(x)
         x = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name, momentum=0.9)(x)
         features = nn.relu(x).mean((1, 2))
         return nn.Dense(self.num_classes)(features), features

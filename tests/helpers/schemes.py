@@ -10,7 +10,7 @@ from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.replay.scheme import Batch
 from dfkd_jax.replay.schemes import create_replay
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import SMALL_NET, tiny_config
 
 SHAPE, CLASSES = (8, 8, 1), 10
 KEY = jax.random.key(0)
@@ -20,7 +20,7 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-MODEL = create_classifier("cnn_half", CLASSES)
+MODEL = create_classifier(SMALL_NET, CLASSES)
 
 
 @functools.cache

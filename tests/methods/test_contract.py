@@ -19,8 +19,6 @@ from tests.helpers.trees import cast, same_bits
 pytestmark = pytest.mark.slow
 
 FIELDS = {
-    "teacher.model": "tests.helpers.networks:SmallNet",
-    "student.model": "tests.helpers.networks:SmallNet",
     "generator.channels": (4, 4),
     "iterations_per_epoch": 2,
     "epochs": 2,

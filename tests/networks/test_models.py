@@ -10,7 +10,7 @@ import pytest
 from dfkd_jax.distillation.meta import cosine
 from dfkd_jax.distillation.steps import student_step, update_step
 from dfkd_jax.runtime.metrics import averages
-from tests.helpers.tiny import build, measured, tiny_config
+from tests.helpers.tiny import NAMED, build, measured, tiny_config
 
 
 def dtypes(tree):
@@ -21,7 +21,7 @@ def test_a_batch_norm_term_is_single_precision_too():
     """Its statistics are taken in float32 of what a bfloat16 teacher computes."""
     value = {}
     for dtype in ("float32", "bfloat16"):
-        steps, state, teacher = build(tiny_config("dfq", compute_dtype=dtype))
+        steps, state, teacher = build(tiny_config("dfq", compute_dtype=dtype, **NAMED))
         state, metrics = jax.jit(partial(update_step, steps.parts))(state, teacher)
         assert dtypes((state.synthesizer, metrics)) <= {
             jnp.dtype("float32"),
@@ -35,7 +35,7 @@ def test_a_batch_norm_term_is_single_precision_too():
 def test_bfloat16_reaches_the_layers_and_nothing_else(method):
     params, losses = {}, {}
     for dtype in ("float32", "bfloat16"):
-        steps, state, teacher = build(tiny_config(method, compute_dtype=dtype))
+        steps, state, teacher = build(tiny_config(method, compute_dtype=dtype, **NAMED))
         student = jax.jit(steps.student_step)
         text = student.lower(state, teacher).as_text()
         assert ("bf16" in text) == (dtype == "bfloat16")

@@ -18,7 +18,7 @@ from dfkd_jax.run import records, train
 from dfkd_jax.run.teacher import load_teacher
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.networks import SmallNet
-from tests.helpers.tiny import TINY, tiny_config, untrained_teacher
+from tests.helpers.tiny import SMALL_NET, TINY, tiny_config, untrained_teacher
 from tests.helpers.trees import same_bits
 
 DIGITS = SPECS["digits"]
@@ -54,7 +54,7 @@ class Nnx(nnx.Module):
 def teacher(tmp_path_factory):
     """(module, variables) and the folder of a teacher."""
     folder = untrained_teacher(tmp_path_factory.mktemp("teacher"))
-    module = create_classifier("cnn_half", 10)
+    module = create_classifier(SMALL_NET, 10)
     return (module, load_teacher(folder, module, SHAPE)), folder
 
 
@@ -72,7 +72,7 @@ def test_the_numbers_are_those_of_the_command_line(teacher, tmp_path):
     told = []
     result = dfkd_jax.distill(
         given,
-        "cnn_half",
+        SMALL_NET,
         config="digits",
         fields=FIELDS,
         test=tuple(test),
@@ -110,7 +110,7 @@ def test_forms_of_a_teacher_give_the_same(teacher):
 
     fields = {**FIELDS, "epochs": 1, "iterations_per_epoch": 1}
     histories = [
-        dfkd_jax.distill(given, "cnn_half", config="digits", fields=fields).history
+        dfkd_jax.distill(given, SMALL_NET, config="digits", fields=fields).history
         for given in ((module, variables), (apply, variables))
     ]
     assert without_seconds(histories[0]) == without_seconds(histories[1])
@@ -141,14 +141,14 @@ def test_a_folder_is_gone_on_with_and_refused_to_another_teacher(teacher, tmp_pa
     (module, variables), _ = teacher
     fields = {**FIELDS, "epochs": 2}
     call = {"config": "digits", "fields": fields, "folder": tmp_path / "run"}
-    first = dfkd_jax.distill((module, variables), "cnn_half", **call)
-    again = dfkd_jax.distill((module, variables), "cnn_half", **call)
+    first = dfkd_jax.distill((module, variables), SMALL_NET, **call)
+    again = dfkd_jax.distill((module, variables), SMALL_NET, **call)
     assert same_bits(first.variables, again.variables) and first.history == again.history
     loaded = dfkd_jax.load_student(tmp_path / "run")
     assert same_bits(jax.tree.map(np.asarray, loaded.variables), first.variables)
     other = jax.tree.map(lambda leaf: leaf + 1, variables)
     with pytest.raises(UserError, match="a run with another teacher"):
-        dfkd_jax.distill((module, other), "cnn_half", **call)
+        dfkd_jax.distill((module, other), SMALL_NET, **call)
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def linen(module, shape=SHAPE):
     ],
 )
 def test_what_cannot_work_is_one_sentence(teacher, change, words):
-    call = {"teacher": teacher[0], "student": "cnn_half", "config": "digits", **change}
+    call = {"teacher": teacher[0], "student": SMALL_NET, "config": "digits", **change}
     call["fields"] = {**FIELDS, **call.get("fields", {})}
     with pytest.raises(UserError) as caught:
         dfkd_jax.distill(**call)

@@ -19,7 +19,7 @@ from dfkd_jax.run.setup import parse
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
-from tests.helpers.tiny import tiny_config, untrained_teacher
+from tests.helpers.tiny import SMALL_NET, tiny_config, untrained_teacher
 from tests.helpers.trees import same_bits
 
 QUIET = Console(quiet=True)
@@ -117,7 +117,7 @@ def test_runs_of_versions_without_a_digest_are_told_by_the_card(given, folder, t
 
 
 def weights(directory):
-    return teacher.load_teacher(directory, create_classifier("cnn_half", 10), (8, 8, 1))
+    return teacher.load_teacher(directory, create_classifier(SMALL_NET, 10), (8, 8, 1))
 
 
 def test_a_run_that_trained_its_teacher_may_name_it(tmp_path):
@@ -177,7 +177,7 @@ def test_a_run_starts_from_the_student_of_another(given, finished, tmp_path, mon
 
 
 def test_a_run_starts_from_a_teacher_of_the_same_network(given, tmp_path, monkeypatch):
-    config = small(given, **{"student.checkpoint": str(given), "student.model": "cnn_half"})
+    config = small(given, **{"student.checkpoint": str(given), "student.model": SMALL_NET})
     (begun,) = first_states(monkeypatch, config, tmp_path)
     assert same_bits(begun, jax.tree.map(np.asarray, dict(weights(given))))
 
@@ -199,7 +199,7 @@ def test_other_epochs_are_refused_and_the_sentence_says_how_to_go_on(given, fold
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"student.model": "cnn"}, r"a student with model 'cnn_half'; this run needs 'cnn'"),
+        ({"student.model": "cnn"}, rf"a student with model '{SMALL_NET}'; this run needs 'cnn'"),
         ({"student.checkpoint": "/nowhere"}, r"/nowhere holds no config\.json"),
     ],
 )

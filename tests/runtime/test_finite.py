@@ -16,7 +16,7 @@ from dfkd_jax.run import checkpoint, records, teacher
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite, all_finite, check_variables
-from tests.helpers.tiny import build, epoch_of, tiny_config, untrained_teacher
+from tests.helpers.tiny import SMALL_NET, build, epoch_of, tiny_config, untrained_teacher
 
 QUIET = Console(quiet=True)
 
@@ -110,7 +110,7 @@ def poisoned(variables):
 
 
 def test_a_teacher_that_is_not_finite_is_neither_written_nor_loaded(given, tmp_path):
-    model = create_classifier("cnn_half", 10)
+    model = create_classifier(SMALL_NET, 10)
     variables = teacher.load_teacher(given, model, (8, 8, 1))
     with pytest.raises(NonFinite, match=r"^The teacher holds values in batch_stats\."):
         teacher.save_teacher(tmp_path / "new", poisoned(variables), {})

@@ -18,7 +18,7 @@ from dfkd_jax.runtime import folder_lock
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.folder_lock import LOCK, only_user
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import TINY, tiny_config
+from tests.helpers.tiny import SMALL_NET, TINY, tiny_config
 
 pytestmark = pytest.mark.skipif(folder_lock.fcntl is None, reason="no flock here")
 
@@ -123,7 +123,7 @@ def test_the_same_command_twice_at_once(tmp_path):
     first = subprocess.Popen(command, cwd=ROOT, **pipes)
     try:
         for line in first.stdout:
-            if "training cnn_half" in line:
+            if f"training {SMALL_NET}" in line:
                 break
         second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert second.returncode == 2 and second.stdout == ""
