@@ -1,5 +1,6 @@
 """What holds for every test: the environment, set before anything imports JAX, and fixtures."""
 
+import contextlib
 import gc
 import os
 import re
@@ -30,6 +31,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
+from dfkd_jax.run import checkpoint
 from dfkd_jax.runtime import host_memory
 
 host_memory.keep_freed_memory()
@@ -44,6 +46,13 @@ def forget_compiled_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def open_checkpoints():
+    """As `checkpoint.open_checkpoints`; what it has opened is closed after the test."""
+    with contextlib.ExitStack() as opened:
+        yield lambda folder: opened.enter_context(checkpoint.open_checkpoints(folder))
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ def test_the_record_of_a_variant():
     json.dumps(records)
 
 
+@pytest.mark.slow
 def test_an_epoch_is_measured_against_its_iterations():
     """By a clock that ticks at each look: an epoch is looked at as often as one iteration."""
     ticks = itertools.count()

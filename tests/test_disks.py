@@ -85,11 +85,11 @@ def test_export(run, place, capsys, format):
     assert_refused(lambda: export.main(arguments), place, capsys)
 
 
-def test_a_checkpoint_that_does_not_fit(tmp_path):
+def test_a_checkpoint_that_does_not_fit(tmp_path, open_checkpoints):
     """One sentence, and the checkpoint before it can still be read."""
     small, large = ({"weights": np.ones(count, np.float32)} for count in (100, 100_000))
     with small_disk(tmp_path / "disk") as _:
-        manager = checkpoint.open_checkpoints(tmp_path / "disk")
+        manager = open_checkpoints(tmp_path / "disk")
         checkpoint.save(manager, 1, small, [{"epoch": 1}])
         words = r"Epoch 2 could not be saved in .* cannot be written: No space left"
         with pytest.raises(checkpoint.SaveFailed, match=words):

@@ -42,9 +42,9 @@ def run(environment, *args, **kwargs):
 def final_state(workdir, config):
     """The newest checkpoint, as arrays, and the history in it."""
     _, state, _ = build(config)
-    manager = checkpoint.open_checkpoints(workdir / "checkpoints")
-    assert manager.latest_step() == config.epochs
-    return checkpoint.restore_latest(manager, state, pytest.fail)
+    with checkpoint.open_checkpoints(workdir / "checkpoints") as manager:
+        assert manager.latest_step() == config.epochs
+        return checkpoint.restore_latest(manager, state, pytest.fail)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A run's folder: whose it is, and where to go on."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -133,16 +134,20 @@ def resume(
       NonFinite: an earlier version of this program saved parameters that are no finite numbers.
     """
     fresh = init(config.seed)
-    manager = checkpoint.open_checkpoints(workdir / "checkpoints")
-    report = partial(console.print, soft_wrap=True)
-    found = checkpoint.restore_latest(manager, fresh, report)
-    if found is None:
-        return fresh, Run(config, workdir, manager, [])
-    state, history = found
-    if not np.all(jax.jit(lambda state: jnp.stack(list(finite_parts(state).values())))(state)):
-        raise NonFinite(
-            f"The checkpoint of epoch {len(history)} in {manager.directory} holds parameters "
-            "that are no finite numbers, as training diverged; remove that folder to start "
-            "this run anew."
-        )
-    return state, Run(config, workdir, manager, history)
+    with contextlib.ExitStack() as unless_returned:
+        manager = checkpoint.open_checkpoints(workdir / "checkpoints")
+        unless_returned.callback(manager.close)
+        report = partial(console.print, soft_wrap=True)
+        found = checkpoint.restore_latest(manager, fresh, report)
+        if found is None:
+            unless_returned.pop_all()
+            return fresh, Run(config, workdir, manager, [])
+        state, history = found
+        if not np.all(jax.jit(lambda state: jnp.stack(list(finite_parts(state).values())))(state)):
+            raise NonFinite(
+                f"The checkpoint of epoch {len(history)} in {manager.directory} holds parameters "
+                "that are no finite numbers, as training diverged; remove that folder to start "
+                "this run anew."
+            )
+        unless_returned.pop_all()
+        return state, Run(config, workdir, manager, history)

@@ -283,40 +283,39 @@ def train_teacher(
     finite = jax.jit(lambda state: all_finite((state.loss, state.params, state.batch_stats)))
     training = create_training(config, model, train, spec, devices)
     state, history = training.init(config.seed), []
-    manager = checkpoint.open_checkpoints(directory / "checkpoints")
-    restored = checkpoint.restore_latest(manager, state, log)
-    if restored is not None:
-        state, history = restored
-    saved = -float("inf")  # the first epoch is saved in any case
-    for epoch in range(len(history) + 1, config.epochs + 1):
-        started = time.perf_counter()
-        state = training.epoch(state)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        loss, correct, sound = jax.device_get(
-            (state.loss, accuracy.correct(variables), finite(state))
-        )
-        if not sound:
-            raise NonFinite(
-                f"The training of the teacher diverged in epoch {epoch}: its loss or a parameter "
-                f"is no finite number; config.teacher.learning_rate is {config.learning_rate}, "
-                "and a lower one may help."
+    with checkpoint.open_checkpoints(directory / "checkpoints") as manager:
+        restored = checkpoint.restore_latest(manager, state, log)
+        if restored is not None:
+            state, history = restored
+        saved = -float("inf")  # the first epoch is saved in any case
+        for epoch in range(len(history) + 1, config.epochs + 1):
+            started = time.perf_counter()
+            state = training.epoch(state)
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            loss, correct, sound = jax.device_get(
+                (state.loss, accuracy.correct(variables), finite(state))
             )
-        record = {
-            "epoch": epoch,
-            "loss": float(loss) / training.steps_per_epoch,
-            "teacher_accuracy": accuracy.percent(correct),
-            "seconds": time.perf_counter() - started,
-        }
-        history = [*history, record]
-        last = epoch == config.epochs
-        stop = not last and stop_requested()
-        if last or stop or processes.from_main(time.monotonic() - saved > SAVE_SECONDS):
-            checkpoint.save(manager, epoch, state, history)
-            saved = time.monotonic()
-        report(record)
-        if stop:
-            return None
-    manager.close()
+            if not sound:
+                raise NonFinite(
+                    f"The training of the teacher diverged in epoch {epoch}: its loss or a "
+                    "parameter is no finite number; config.teacher.learning_rate is "
+                    f"{config.learning_rate}, and a lower one may help."
+                )
+            record = {
+                "epoch": epoch,
+                "loss": float(loss) / training.steps_per_epoch,
+                "teacher_accuracy": accuracy.percent(correct),
+                "seconds": time.perf_counter() - started,
+            }
+            history = [*history, record]
+            last = epoch == config.epochs
+            stop = not last and stop_requested()
+            if last or stop or processes.from_main(time.monotonic() - saved > SAVE_SECONDS):
+                checkpoint.save(manager, epoch, state, history)
+                saved = time.monotonic()
+            report(record)
+            if stop:
+                return None
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return variables, {
         "accuracy": history[-1]["teacher_accuracy"],

@@ -146,7 +146,8 @@ def _distil(
     said: set[str] = set()  # what was warned of, once each
     drawn = time.monotonic()
     with (
-        contextlib.closing(outputs),  # also when the run is stopped or diverges
+        own.manager,  # closed also when the run is stopped or diverges
+        contextlib.closing(outputs),
         Progress(config.epochs, saved, "student", fields, console) as progress,
     ):
         progress.log(_opening(distillation, saved))
@@ -178,7 +179,6 @@ def _distil(
                 _draw_figures(outputs, distillation, state)
                 drawn = time.monotonic()
         _draw_figures(outputs, distillation, state)
-    own.manager.close()
     summary = outputs.summary(student_steps, num_classes, console)
     return _Finished(state, own.history, summary)
 

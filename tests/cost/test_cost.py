@@ -24,6 +24,7 @@ def compile_as_users_do():
 ITERATION_FLOPS, ITERATION_BYTES = 56.5e6, 1.08e6
 
 
+@pytest.mark.slow
 def test_cost_of_a_compiled_iteration(compile_as_users_do):
     """A generator and a student step of a small digits run in one program.
 

@@ -49,7 +49,13 @@ def run_ours(model, variables, x):
     return jax.jit(create_classifier(model, K).apply)(variables, x)
 
 
-@pytest.mark.parametrize("name", TWINS)
+LARGE = {"lra64", "resnet34", "resnet50", "wrn40_2"}  # compile long
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(m, marks=[pytest.mark.slow] if m in LARGE else []) for m in TWINS],
+)
 def test_the_same_logits_and_features_as_in_pytorch(name):
     pytest.importorskip("torch")
     from tests.helpers import torch_twins

@@ -68,7 +68,13 @@ def assert_same_distribution(name, ours, theirs):
     assert (our_largest < 2 * our_deviation) == (largest < 2 * deviation), name
 
 
-@pytest.mark.parametrize("model", TWINS)
+LARGE = {"resnet34", "resnet50", "wrn40_1", "wrn40_2"}  # compile long
+
+
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=[pytest.mark.slow] if m in LARGE else []) for m in TWINS],
+)
 def test_every_array_starts_as_in_the_source(model):
     torch = pytest.importorskip("torch")
     from tests.helpers import torch_twins

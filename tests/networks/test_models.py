@@ -31,7 +31,8 @@ def test_a_batch_norm_term_is_single_precision_too():
     np.testing.assert_allclose(value["bfloat16"], value["float32"], rtol=0.02)
 
 
-@pytest.mark.parametrize("method", ["lra-mb", pytest.param("lra-gr", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lra-mb", "lra-gr"])
 def test_bfloat16_reaches_the_layers_and_nothing_else(method):
     params, losses = {}, {}
     for dtype in ("float32", "bfloat16"):

@@ -132,6 +132,7 @@ def example(tmp_path, monkeypatch):
     sys.modules.pop("my_nets", None)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs(example):
     names = {"teacher.model": "my_nets:MyNet", "student.model": "my_nets:MySmallNet"}
     (command,) = re.findall(r"python -m dfkd_jax\.main .*my_nets.*", README.read_text())

@@ -324,6 +324,7 @@ def test_a_student_step_hands_the_memory_on_as_it_is(run):
     jax.eval_shape(step, *arguments)
 
 
+@pytest.mark.slow
 def test_both_loops_give_the_same_numbers(run, x64):
     """In double precision: Adam makes whole steps of gradients that are but rounding."""
     steps, *single = run

@@ -31,8 +31,8 @@ def damage(directory):
         file.write_bytes(data)
 
 
-def test_round_trip_is_exact_and_old_ones_go(tmp_path):
-    manager = checkpoint.open_checkpoints(tmp_path)
+def test_round_trip_is_exact_and_old_ones_go(tmp_path, open_checkpoints):
+    manager = open_checkpoints(tmp_path)
     assert checkpoint.restore_latest(manager, state_of(0), print) is None
     for epoch in (1, 2, 3):
         checkpoint.save(manager, epoch, state_of(epoch), [{"epoch": epoch}])
@@ -43,8 +43,10 @@ def test_round_trip_is_exact_and_old_ones_go(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["flipped", "truncated", "missing", "unfinished"])
-def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(tmp_path, kind):
-    manager = checkpoint.open_checkpoints(tmp_path)
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
+    tmp_path, kind, open_checkpoints
+):
+    manager = open_checkpoints(tmp_path)
     for epoch in (1, 2):
         checkpoint.save(manager, epoch, state_of(epoch), [{"epoch": epoch}])
     manager.close()
@@ -59,7 +61,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(tmp_pat
     else:
         (tmp_path / "2" / checkpoint.SUMS).unlink()
 
-    manager, reports = checkpoint.open_checkpoints(tmp_path), []
+    manager, reports = open_checkpoints(tmp_path), []
     state, history = checkpoint.restore_latest(manager, state_of(0), reports.append)
     assert same_bits(state, state_of(1)) and history == [{"epoch": 1}]
     assert len(reports) == 1 and "checkpoint of epoch 2 is damaged" in reports[0]
@@ -67,19 +69,19 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(tmp_pat
     assert same_bits(checkpoint.restore_latest(manager, state_of(0), print)[0], state_of(5))
 
 
-def test_nothing_is_started_anew_silently_when_all_are_damaged(tmp_path):
-    manager = checkpoint.open_checkpoints(tmp_path)
+def test_nothing_is_started_anew_silently_when_all_are_damaged(tmp_path, open_checkpoints):
+    manager = open_checkpoints(tmp_path)
     checkpoint.save(manager, 1, state_of(1), [])
     manager.close()
     damage(tmp_path / "1")
-    manager = checkpoint.open_checkpoints(tmp_path)
+    manager = open_checkpoints(tmp_path)
     with pytest.raises(checkpoint.DamagedCheckpoint, match="None of the checkpoints"):
         checkpoint.restore_latest(manager, state_of(0), lambda message: None)
     assert manager.all_steps()  # evidence is kept
 
 
-def test_a_save_that_the_file_system_refuses_leaves_the_one_before(tmp_path):
-    manager = checkpoint.open_checkpoints(tmp_path)
+def test_a_save_that_the_file_system_refuses_leaves_the_one_before(tmp_path, open_checkpoints):
+    manager = open_checkpoints(tmp_path)
     checkpoint.save(manager, 1, state_of(1), [{"epoch": 1}])
     big = {
         **state_of(2),
@@ -92,7 +94,7 @@ def test_a_save_that_the_file_system_refuses_leaves_the_one_before(tmp_path):
             checkpoint.save(manager, 2, big, [{"epoch": 2}])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    manager = checkpoint.open_checkpoints(tmp_path)
+    manager = open_checkpoints(tmp_path)
     state, history = checkpoint.restore_latest(manager, state_of(0), print)
     assert same_bits(state, state_of(1)) and history == [{"epoch": 1}]
 

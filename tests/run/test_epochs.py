@@ -34,9 +34,9 @@ def small(given, **fields):
 def state_in(workdir, config):
     """(state, history) of the newest checkpoint, and the epochs of all."""
     _, state, _ = build(config)
-    manager = checkpoint.open_checkpoints(workdir / "checkpoints", keep=9)
-    epochs = sorted(manager.all_steps())
-    return checkpoint.restore_latest(manager, state, pytest.fail), epochs
+    with checkpoint.open_checkpoints(workdir / "checkpoints", keep=9) as manager:
+        epochs = sorted(manager.all_steps())
+        return checkpoint.restore_latest(manager, state, pytest.fail), epochs
 
 
 class Signalling(Console):
@@ -85,6 +85,7 @@ def test_a_stopped_run_saves_the_epoch_and_goes_on_as_one_never_stopped(given, w
     assert without_seconds(tmp_path) == without_seconds(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_after_the_last_checkpoint(given, whole, tmp_path, monkeypatch):
     config = small(given, checkpoint_every=2)
 

@@ -36,12 +36,14 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(finished, tmp_path):
+def test_early_agreement_is_on_images_kept_from_the_end_of_the_first_epoch(
+    finished, tmp_path, open_checkpoints
+):
     algorithm = create_algorithm(parse(tiny_config()), on(1))
     teacher_model, student_model = algorithm.parts.teacher, algorithm.parts.student
     variables = teacher.load_teacher(finished / "teacher", teacher_model, SPEC.image_shape)
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
-    manager = checkpoint.open_checkpoints(tmp_path / "checkpoints")
+    manager = open_checkpoints(tmp_path / "checkpoints")
     fresh = algorithm.init(1)
     last, history = checkpoint.restore_latest(manager, fresh, pytest.fail)
     manager.delete(3)

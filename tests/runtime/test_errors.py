@@ -95,6 +95,7 @@ def mistaken_child():
     raise errors.UserError("a mistake of the user.")
 
 
+@pytest.mark.slow
 def test_a_child_process_tells_them_apart_too(tmp_path):
     for function, shortened in ((defective_child, False), (mistaken_child, True)):
         log = tmp_path / f"{function.__name__}.txt"

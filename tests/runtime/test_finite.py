@@ -126,13 +126,16 @@ def test_a_teacher_that_is_not_finite_is_neither_written_nor_loaded(given, tmp_p
         run(config, tmp_path / "run", QUIET)
 
 
-def test_a_student_that_is_not_finite_is_neither_exported_nor_summed_up(given, tmp_path):
+@pytest.mark.slow
+def test_a_student_that_is_not_finite_is_neither_exported_nor_summed_up(
+    given, tmp_path, open_checkpoints
+):
     """As a version that looked at the losses alone may have left it."""
     config = tiny_config(**{"teacher.checkpoint": str(given), **ONE_STEP, "epochs": 1})
     run(config, tmp_path, QUIET)
     (tmp_path / "summary.json").unlink()
     _, state, _ = build(config)
-    manager = checkpoint.open_checkpoints(tmp_path / "checkpoints")
+    manager = open_checkpoints(tmp_path / "checkpoints")
     state, history = checkpoint.restore_latest(manager, state, pytest.fail)
     broken = state.replace(student=state.student.replace(params=poisoned(state.student.params)))
     manager.delete(1)

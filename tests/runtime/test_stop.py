@@ -43,8 +43,8 @@ def saying(name):
     ("work", "number", "code"),
     [
         ("compiling", signal.SIGTERM, 128 + signal.SIGTERM),
-        ("compiling", signal.SIGINT, 128 + signal.SIGINT),
-        ("stepping", signal.SIGTERM, -signal.SIGTERM),
+        pytest.param("compiling", signal.SIGINT, 128 + signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("stepping", signal.SIGTERM, -signal.SIGTERM, marks=pytest.mark.slow),
         ("stepping", signal.SIGINT, -signal.SIGINT),
     ],
 )
@@ -110,6 +110,7 @@ def stopping_child():
     raise Stopped("SIGTERM came; epoch 2 is saved.")
 
 
+@pytest.mark.slow
 def test_a_child_that_was_stopped_has_not_failed(tmp_path):
     outcome = in_child(stopping_child, (), tmp_path / "log.txt", lambda: None)
     assert outcome == Outcome(False, "SIGTERM came; epoch 2 is saved.", True)
