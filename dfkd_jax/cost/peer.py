@@ -126,7 +126,11 @@ class Peer:
             stderr=self._errors,
             text=True,
         )
-        self._ask(json.dumps(description))
+        try:
+            self._ask(json.dumps(description))
+        except BaseException:
+            self.close()
+            raise
 
     def student_step(self) -> float:
         """Let it take a student step; the seconds by its own clock."""
@@ -155,6 +159,7 @@ class Peer:
         """End it."""
         self._process.kill()
         self._process.communicate()
+        self._errors.close()
 
     def __enter__(self) -> "Peer":
         return self
