@@ -123,8 +123,7 @@ def kill_after_epoch(process, number, signal_number):
         if re.match(rf"epoch {number}/{EPOCHS} .*L_acq", line):
             process.send_signal(signal_number)
             break
-    rest = process.stdout.read()
-    process.wait(timeout=60)
+    rest, _ = process.communicate(timeout=60)
     return rest
 
 
@@ -161,7 +160,7 @@ def test_a_run_killed_while_training_its_teacher_goes_on_with_it(whole, environm
         if line.startswith("epoch 1/2 "):
             process.kill()
             break
-    process.wait()
+    process.communicate()
     done = run(environment, tmp_path)
     assert "epoch 1/2 " not in done.stdout and "epoch 2/2 " in done.stdout
     assert_same_run(whole[0], tmp_path)

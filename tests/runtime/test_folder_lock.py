@@ -87,9 +87,9 @@ def test_a_killed_process_leaves_the_folder_free(tmp_path, holder):
 
 def test_a_holder_that_is_just_ending_is_waited_for(tmp_path, holder):
     os.kill(holder.pid, signal.SIGSTOP)
-    subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -KILL {holder.pid}"])
     started = time.monotonic()
-    with only_user(tmp_path, patience=20):
+    end = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -KILL {holder.pid}"])
+    with end, only_user(tmp_path, patience=20):
         assert 0.2 < time.monotonic() - started < 15
 
 
