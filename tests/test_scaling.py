@@ -28,6 +28,7 @@ def test_collectives_are_counted_with_their_bytes():
     assert collectives(hlo) == {"all-reduce": (3, 768 + 28 + 4), "all-gather": (1, 64)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "measured, expected",
     [

@@ -8,6 +8,7 @@ from dfkd_jax.cost.measure import cost
 from tests.helpers.tiny import NAMED, build, tiny_config
 
 
+@pytest.mark.slow
 def test_what_growth_does_to_the_cost():
     """The bank's capacity costs nothing in a step; a second inner step costs one more."""
 

@@ -17,6 +17,7 @@ def dtypes(tree):
     return {leaf.dtype for leaf in jax.tree.leaves(tree)}
 
 
+@pytest.mark.slow
 def test_a_batch_norm_term_is_single_precision_too():
     """Its statistics are taken in float32 of what a bfloat16 teacher computes."""
     value = {}

@@ -215,6 +215,7 @@ def test_iteration_0_learns_from_the_current_images_alone():
         assert max(jax.tree.leaves(different.params[name])) > 1e-5
 
 
+@pytest.mark.slow
 def test_the_recalls_gradient_can_be_left_in_the_memory_generator():
     """A habit of the authors' code: added to the next gradient of the autoencoder, not before it
     has recalled anything, and not to the encoder's."""

@@ -101,6 +101,7 @@ def test_nothing_is_written_without_a_folder(teacher, tmp_path, monkeypatch, stu
     assert len(result.history) == 1 and result.history[0]["student_accuracy"] is None
 
 
+@pytest.mark.slow
 def test_forms_of_a_teacher_give_the_same(teacher):
     """A linen module, a function of it, with a logits-only network in its place refused."""
     module, variables = teacher[0]

@@ -64,6 +64,7 @@ def without_seconds(workdir):
     return [{k: v for k, v in record.items() if k != "seconds"} for record in found]
 
 
+@pytest.mark.slow
 def test_checkpoints_come_when_they_are_due_and_after_the_last_epoch(given, whole, tmp_path):
     config = small(given, checkpoint_every=2)
     run(config, tmp_path, QUIET)
@@ -74,6 +75,7 @@ def test_checkpoints_come_when_they_are_due_and_after_the_last_epoch(given, whol
     assert without_seconds(tmp_path) == without_seconds(whole)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_saves_the_epoch_and_goes_on_as_one_never_stopped(given, whole, tmp_path):
     config = small(given, checkpoint_every=4)
     with pytest.raises(Stopped, match=r"^SIGTERM came; epoch (2|3) is saved\.$") as stopped:

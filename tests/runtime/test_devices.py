@@ -133,6 +133,7 @@ def test_other_losses_are_of_the_whole_batch_too(x64, method):
     assert error(*states) < 1e-10
 
 
+@pytest.mark.slow
 def test_leaving_out_the_mean_of_the_inner_gradient_would_be_noticed(x64, monkeypatch):
     """Each device then steps to a θ' of its own: the mean of the outer gradients is another one."""
     tiny = tiny_config(**FIELDS, iterations_per_epoch=2)

@@ -80,6 +80,7 @@ def test_an_epoch_says_which_part_of_the_state_is_broken(part):
     assert not metrics[f"finite_{part}"]
 
 
+@pytest.mark.slow
 def test_nan_of_the_last_update_of_an_epoch_is_not_saved(given, tmp_path):
     fields = {"student.model": f"{__name__}:Bent", "teacher.checkpoint": str(given)}
     words = r"^A parameter of the student became non-finite in epoch 1; no checkpoint was saved"
