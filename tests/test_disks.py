@@ -111,6 +111,7 @@ def test_room_is_asked_for_before_it_is_needed(tmp_path):
 
 
 def test_export_to_onnx(run, place, capsys, monkeypatch):
+    pytest.importorskip("jax2onnx")
     monkeypatch.setitem(export.FORMATS, "onnx", lambda student: bytes(50_000))
     arguments = [str(run), "--format=onnx", f"--output={place}"]
     assert_refused(lambda: export.main(arguments), place, capsys)
