@@ -80,6 +80,10 @@ def test_nothing_is_started_anew_silently_when_all_are_damaged(tmp_path, open_ch
     assert manager.all_steps()  # evidence is kept
 
 
+# A thread of orbax's storage may report its own refusal to an event loop that is closed by then.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
+)
 def test_a_save_that_the_file_system_refuses_leaves_the_one_before(tmp_path, open_checkpoints):
     manager = open_checkpoints(tmp_path)
     checkpoint.save(manager, 1, state_of(1), [{"epoch": 1}])
