@@ -80,6 +80,7 @@ def test_a_killed_and_a_stopped_comparison_go_on_without_repeating(environment, 
     children = [pid for path in tasks for pid in path.read_text().split()]
     process.kill()
     process.wait()
+    process.stdout.close()
     # None stays behind to write where the next command will.
     wait_for(lambda: children and not any(is_running(pid) for pid in children), 30)
     first = stamps(tmp_path / "runs/mb-dfkd/seed1")
