@@ -112,7 +112,7 @@ def test_generator_steps_leave_the_student_alone_and_student_steps_the_generator
     leaves_close(learned.synthesizer, state.synthesizer, rtol=0)
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES)[1:])
+@pytest.mark.parametrize("objective", [o for o in list(OBJECTIVES)[1:] if o != "retention"])
 def test_an_empty_bank_adds_nothing(objective):
     """Before the first push the update is that of no replay, finite and the same to rounding."""
     fields = {"objective": objective, "meta.inner_weight_decay": 0.1}
