@@ -216,6 +216,8 @@ def test_the_public_names_are_there():
 
 
 @pytest.mark.slow
+# The networks of nnx were made in float32 and stay so.
+@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_two_devices_give_the_numbers_of_one(kind, x64):
     """A network of one's own has its batch statistics averaged over the devices."""
