@@ -30,6 +30,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import pytest
+from matplotlib.figure import Figure
 
 from dfkd_jax.run import checkpoint
 from dfkd_jax.runtime import host_memory
@@ -72,3 +73,17 @@ def own_method_example(tmp_path_factory):
     yield path
     sys.path.remove(str(path.parent))
     sys.modules.pop("pixels", None)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures saved, to look at what is in them."""
+    saved = []
+    original = Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        saved.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved

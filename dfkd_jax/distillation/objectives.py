@@ -43,7 +43,7 @@ INNER_VARIANTS = [variant for variant in VARIANTS if variant != "none"]
 FIELDS = {
     "objective": Field("lra", one_of(OBJECTIVES), "what the student descends"),
     "retention_weight": Field(
-        1.0, at_least(0), "λ of L_ret; acquisition and the concatenated objective have none"
+        1.0, at_least(0), "λ of L_ret; of the objectives joint, lra and lra_concatenated"
     ),
     "meta.variant": Field(
         "exact", one_of(INNER_VARIANTS), "how the gradient of L_ret(θ') is taken, of lra objectives"

@@ -21,8 +21,8 @@ class Plan(NamedTuple):
     updates: int = 1  # of the synthesizer, in a round
     student_steps: int = 10
     rounds: int = 1  # of updates, each between the synthesizer's `begin` and `finish`
-    # Iterations at the start of a run in which the synthesizer acts alone: the student takes no
-    # step and the replay scheme observes nothing.
+    # Iterations at the start of a run in which the student takes no step. The synthesizer acts, and
+    # a replay scheme that observes its rounds does so.
     warm_up: int = 0
 
 

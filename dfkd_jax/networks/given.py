@@ -49,6 +49,7 @@ class Classifier:
         call: Callable[[Variables, jax.Array, bool], tuple[Any, Variables]],
         on_axis: Callable[[str], "Classifier"] | None = None,
         masks: bool = True,
+        takes_train: bool = True,
     ) -> None:
         """Wrap a network.
 
@@ -58,8 +59,9 @@ class Classifier:
           call: (variables, x, train) ↦ its output and the batch statistics after it.
           on_axis: the same network with statistics averaged over that axis.
           masks: whether examples can be left out of its batch statistics.
+          takes_train: whether it knows training from evaluation.
         """
-        self.masks = masks
+        self.masks, self.takes_train = masks, takes_train
         self.name, self._init, self._call, self._on_axis = name, init, call, on_axis
         if on_axis is not None:
             self.axis_name = None
@@ -146,7 +148,7 @@ def check(network: Any, role: str, image_shape: tuple[int, int, int], wanted: in
 
     Args:
       network: to look at.
-      role: teacher or student, for messages.
+      role: teacher or student, for messages; a student is called in training too.
       image_shape: (H, W, C).
       wanted: K that it must have; None if any will do.
 
@@ -154,17 +156,31 @@ def check(network: Any, role: str, image_shape: tuple[int, int, int], wanted: in
       UserError: it cannot be called so, or does not give logits (B, K); one sentence.
     """
 
-    def logits() -> Any:
-        x = jnp.zeros((2, *image_shape))
-        return network.apply(network.init(jax.random.key(0), x, train=False), x, train=False)[0]
+    def traced(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return jax.eval_shape(function, *arguments)
+        except Exception as error:  # the network's own code may raise anything
+            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            raise UserError(
+                f"{role} cannot be called with {image_shape} images "
+                f"({type(error).__name__}: {reason})."
+            ) from error
 
-    try:
-        shape = getattr(jax.eval_shape(logits), "shape", None)
-    except Exception as error:  # the network's own code may raise anything
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise UserError(
-            f"{role} cannot be called with {image_shape} images ({type(error).__name__}: {reason})."
-        ) from error
+    def logits(variables: Variables, x: jax.Array) -> Any:
+        return network.apply(variables, x, train=False)[0]
+
+    x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    variables = traced(lambda x: network.init(jax.random.key(0), x, train=False), x)
+    if role == "student":
+        if "batch_stats" in variables and not getattr(network, "takes_train", True):
+            raise UserError(
+                "student has batch norm but is not called with train=..., so its statistics would "
+                "be the same in training and evaluation; allowed is a module that takes train."
+            )
+        traced(
+            lambda *given: network.apply(*given, train=True, mutable=["batch_stats"]), variables, x
+        )
+    shape = getattr(traced(logits, variables, x), "shape", None)
     if not shape or len(shape) != 2 or shape[0] != 2 or wanted not in (None, shape[1]):
         classes = "K" if wanted is None else wanted
         raise UserError(
@@ -216,7 +232,11 @@ def _linen(module: nn.Module, variables: Any) -> Given:
         return _linen(module.clone(axis_name=axis_name), variables).network
 
     network = Classifier(
-        type(module).__name__, init, call, on_axis if hasattr(module, "axis_name") else None
+        type(module).__name__,
+        init,
+        call,
+        on_axis if hasattr(module, "axis_name") else None,
+        takes_train=takes_train,
     )
     return Given(network, variables, _same)
 

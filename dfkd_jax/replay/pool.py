@@ -1,8 +1,8 @@
 """The pool: all that was synthesised, as 8-bit images on the device, read with augmentation.
 
 So CMI, Fast-Datafree and NAYER distil: what a round has made is added, and the student's batches
-are drawn from all of it, cropped and mirrored anew each time as training images are. No logits are
-kept, as the teacher labels the augmented image. Nothing is lost until the pool is full; then the
+are drawn from all of it, cropped and mirrored anew each time as training images are. The pool keeps
+no logits, as the teacher labels the augmented image. It loses nothing until it is full; then the
 oldest images go first.
 
 An image takes H·W·C bytes: 50,000 of 32×32×3 are 154 MB, shared by the devices. Drawing never
@@ -51,7 +51,7 @@ class Pool(struct.PyTreeNode):
 
 
 def push(pool: Pool, images: UInt8[Array, "B H W C"]) -> Pool:
-    """The pool with one more batch, in the place of the oldest where it is full."""
+    """Add a batch; a full pool loses its oldest one."""
     capacity = pool.images.shape[0]
     return Pool(
         images=lax.dynamic_update_index_in_dim(pool.images, images, pool.next, 0),

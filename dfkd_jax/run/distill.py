@@ -1,5 +1,6 @@
 """Distillation from Python, of networks in memory: `dfkd_jax.distill`."""
 
+import copy
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -141,7 +142,7 @@ def _configuration(
 ) -> ml_collections.ConfigDict:
     """A configuration of its own, with these fields set."""
     if not isinstance(config, str):
-        made = config
+        made = copy.deepcopy(config)
     else:
         allowed = sorted(path.stem for path in Path(default.__file__).parent.glob("[!_]*.py"))
         if config not in allowed:
@@ -149,16 +150,16 @@ def _configuration(
         made = importlib.import_module(f"dfkd_jax.configs.{config}").get_config(method)
         if config == "default":  # which says nothing of the images of somebody's teacher
             made.dataset.name = "none"
-    made = made.copy_and_resolve_references()
     known = default.fields(made.method)
     for name in fields:
         if name not in known:
             raise UserError(f"fields has {name!r}; the method {made.method!r} has no such field.")
     try:
+        # Before references are resolved: what follows from a field follows from what is set here.
         made.update_from_flattened_dict(dict(fields))
     except (TypeError, ValueError) as error:
         raise UserError(f"fields: {str(error).strip().splitlines()[0]}") from error
-    return made
+    return made.copy_and_resolve_references()
 
 
 def _setup(

@@ -16,7 +16,7 @@ from rich.console import Console
 from dfkd_jax.data import splits as data
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.run import teacher
-from dfkd_jax.run.accuracy import Accuracy, create_accuracy, put_batches
+from dfkd_jax.run.accuracy import Accuracy, Batches, create_accuracy, put_batches
 from dfkd_jax.run.setup import Algorithm, Setup, create_algorithm
 from dfkd_jax.run.student import load_start
 from dfkd_jax.runtime import files
@@ -53,42 +53,36 @@ def prepare(
     Raises:
       UserError, NonFinite, Stopped: see `teacher.obtain_teacher`.
     """
-    config, spec = setup.config, setup.spec
     algorithm = create_algorithm(setup, devices)
-    load = data.loader(config, spec)
-    test = put_batches(None if spec.name == "none" else load("test"), devices=devices)
-    accuracy = create_accuracy(setup.models.teacher, test, spec)
-    variables = teacher.obtain_teacher(
-        config,
-        setup.models.teacher,
-        spec,
-        load,
-        accuracy,
-        workdir,
-        console=console,
-        stop_requested=stop_requested,
-        devices=devices,
-    )
-    student_accuracy = create_accuracy(algorithm.parts.student, test, spec)
-    return Distillation(setup, algorithm, devices, variables, accuracy(variables), student_accuracy)
+    test = testing_batches(setup, devices)
+    accuracy = create_accuracy(setup.models.teacher, test, setup.spec)
+    variables = obtain_teacher(setup, devices, accuracy, workdir, console, stop_requested)
+    of_student = create_accuracy(algorithm.parts.student, test, setup.spec)
+    return Distillation(setup, algorithm, devices, variables, accuracy(variables), of_student)
 
 
-def train_teacher(
+def testing_batches(setup: Setup, devices: Devices) -> Batches | None:
+    """The images that teacher and student are tested on, on the devices; None without data."""
+    none = setup.spec.name == "none"
+    load = data.loader(setup.config, setup.spec)
+    return put_batches(None if none else load("test"), devices=devices)
+
+
+def obtain_teacher(
     setup: Setup,
     devices: Devices,
+    accuracy: Accuracy,
     workdir: Path,
     console: Console,
     stop_requested: Callable[[], str | None],
-) -> None:
-    """Train the teacher alone in `workdir`/teacher, or go on with it; see `prepare`."""
-    load = data.loader(setup.config, setup.spec)
-    test = put_batches(load("test"), devices=devices)
-    teacher.obtain_teacher(
+) -> teacher.Variables:
+    """The teacher's variables, trained in `workdir`/teacher where none is given; see `prepare`."""
+    return teacher.obtain_teacher(
         setup.config,
         setup.models.teacher,
         setup.spec,
-        load,
-        create_accuracy(setup.models.teacher, test, setup.spec),
+        data.loader(setup.config, setup.spec),
+        accuracy,
         workdir,
         console=console,
         stop_requested=stop_requested,

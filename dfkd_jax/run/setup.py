@@ -195,6 +195,18 @@ def _check_method(setup: Setup) -> None:
             f"config.objective is {config.objective!r} but config.replay.kind is "
             f"{config.replay.kind!r}, with which allowed are {', '.join(allowed)}."
         )
+    if config.objective == "retention" and not method.replay.observes_rounds:
+        # It may be empty when the student takes its first steps, which would be on no image.
+        raise UserError(
+            f"config.objective is 'retention' but config.replay.kind is {config.replay.kind!r}, "
+            "which may have nothing to recall; allowed is pool."
+        )
+    if method.plan.student_steps != config.student.steps:
+        raise UserError(
+            f"The method {config.method!r} plans {method.plan.student_steps} student steps an "
+            f"iteration but config.student.steps, by which its replay and the learning rate go, is "
+            f"{config.student.steps}; allowed is the same number."
+        )
     iterations = config.epochs * config.iterations_per_epoch
     if method.plan.warm_up >= iterations:
         raise UserError(

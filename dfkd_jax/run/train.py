@@ -18,6 +18,7 @@ from rich.console import Console
 from dfkd_jax.data import splits as data
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.run import checkpoint, epochs
+from dfkd_jax.run.accuracy import create_accuracy
 from dfkd_jax.run.checkpoint import History
 from dfkd_jax.run.epochs import Distillation
 from dfkd_jax.run.outputs import Outputs
@@ -118,7 +119,10 @@ def train_teacher(config: ml_collections.ConfigDict, workdir: str | Path) -> Non
     setup = parse(config)
     devices = devices_lib.choose(config.parallel, setup.split_sizes)
     with stop_requests() as stop_requested:
-        epochs.train_teacher(setup, devices, Path(workdir), default_console(), stop_requested)
+        test = epochs.testing_batches(setup, devices)
+        accuracy = create_accuracy(setup.models.teacher, test, setup.spec)
+        arguments = (setup, devices, accuracy, Path(workdir), default_console(), stop_requested)
+        epochs.obtain_teacher(*arguments)
 
 
 class _Finished(NamedTuple):

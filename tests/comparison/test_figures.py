@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from dfkd_jax import report
@@ -66,19 +65,6 @@ def test_validation_images_are_not_called_the_test_set(tmp_path):
 def report_of(folder):
     report.write([folder])
     return (folder / "report.html").read_text()
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    saved = []
-    original = Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        saved.append(self)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return saved
 
 
 def legend(figure):

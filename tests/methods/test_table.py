@@ -100,6 +100,17 @@ def test_warm_up_that_leaves_nothing_to_learn_is_refused(module):
         parse(config)
 
 
+def test_a_plan_of_other_student_steps_than_the_configurations_is_refused(module):
+    """The replay scheme and the learning rate go by config.student.steps."""
+    text = BARE.replace("import create", "import FIELDS, create as made") + (
+        "def create(*given):\n"
+        "    method = made(*given)\n"
+        "    return method._replace(plan=method.plan._replace(student_steps=3))\n"
+    )
+    with pytest.raises(UserError, match=r"'own_method' plans 3 student steps .* is 10; allowed is"):
+        parse(digits.get_config(module(text)))
+
+
 def _generator_fields():
     from dfkd_jax.methods.adversarial_family import FIELDS
     from dfkd_jax.runtime.fields import declare

@@ -82,6 +82,12 @@ def test_what_is_recalled_is_what_was_observed_up_to_8_bits():
     np.testing.assert_allclose(recalled.logits, teacher(recalled.images)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_scheme_that_may_be_empty_is_not_learned_from_alone():
+    config = tiny_config("lra-mb", objective="retention")
+    with pytest.raises(UserError, match=r"'retention' but .* 'memory_bank', .* allowed is pool"):
+        parse(config)
+
+
 def test_the_capacity_is_of_whole_batches():
     with pytest.raises(UserError, match=r"pool\.capacity is 20; allowed are multiples of .*, 8,"):
         parse(tiny_config("lra-mb", **{**POOL, "pool.capacity": 20}))

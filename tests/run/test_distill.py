@@ -11,10 +11,12 @@ from flax import nnx
 from rich.console import Console
 
 import dfkd_jax
+from dfkd_jax.configs import default
 from dfkd_jax.data import splits
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.run import records, train
+from dfkd_jax.run.distill import _configuration as configured
 from dfkd_jax.run.teacher import load_teacher
 from dfkd_jax.runtime.errors import UserError
 from tests.helpers.networks import SmallNet
@@ -165,6 +167,21 @@ def test_a_student_starts_from_its_variables(teacher):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+class WithoutTrain(nn.Module):
+    """Batch norm that runs on the batch whatever it is asked for."""
+
+    @nn.compact
+    def __call__(self, x, training=True):
+        x = nn.BatchNorm(use_running_average=not training)(x.reshape(x.shape[0], -1))
+        return nn.Dense(10)(x)
+
+
+class WithDropout(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(10)(nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1)))
+
+
 def linen(module, shape=SHAPE):
     return module, module.init(jax.random.key(0), jnp.zeros((2, *shape)))
 
@@ -181,6 +198,8 @@ def linen(module, shape=SHAPE):
             "config.loss.activation is 0.1 but config.teacher.model",
         ),
         ({"student": Nnx(nnx.Rngs(0), dropout=0.5)}, "student is a Nnx with random state"),
+        ({"student": WithoutTrain()}, "student has batch norm but is not called with train="),
+        ({"student": WithDropout()}, "student cannot be called with (8, 8, 1) images"),
         ({"image_shape": (8, 8)}, "image_shape is (8, 8); allowed is (H, W, C)"),
         ({"image_shape": (8, 8, 3)}, "teacher cannot be called with (8, 8, 3) images"),
         ({"image_shape": SHAPE, "mean": (0.1, 0.2)}, "mean is (0.1, 0.2); allowed is a number"),
@@ -207,6 +226,16 @@ def test_what_cannot_work_is_one_sentence(teacher, change, words):
     with pytest.raises(UserError) as caught:
         dfkd_jax.distill(**call)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_follows_from_a_field_follows_from_what_is_set():
+    """As on the command line: half the iterations of twice the batch."""
+    made = configured("default", "lra-mb", {"batch_size": 1024, "replay.capacity": 3})
+    assert (made.iterations_per_epoch, made.replay.entry_size) == (36, 128)
+    given = default.get_config("mb-dfkd")
+    made = configured(given, "lra-mb", {"batch_size": 1024})
+    assert (made.method, made.iterations_per_epoch) == ("mb-dfkd", 36)
+    assert (given.batch_size, given.iterations_per_epoch) == (512, 72)  # not touched
 
 
 def test_the_public_names_are_there():

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -29,20 +28,6 @@ HISTORIES = {
     "few keys": [{"epoch": 1}],
     "empty": [],
 }
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures saved, to look at what is in them."""
-    saved = []
-    original = Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        saved.append(self)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return saved
 
 
 def pixels(path):
