@@ -75,6 +75,16 @@ def own_method_example(tmp_path_factory):
     sys.modules.pop("pixels", None)
 
 
+@pytest.fixture(scope="session")
+def environment():
+    """Of processes that a test starts; they share compiled programs, those of other workers too."""
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"] + "/processes",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures saved, to look at what is in them."""

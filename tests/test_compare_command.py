@@ -1,6 +1,5 @@
 """Comparisons as a user starts them: children, real processes, killed, stopped and misused."""
 
-import os
 import re
 import signal
 import subprocess
@@ -15,16 +14,6 @@ from dfkd_jax.runtime import files
 from dfkd_jax.runtime.stop import STOPPED
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import TINY
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Processes share compiled programs, so that only the first of them compiles."""
-    return {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
 
 
 def command(workdir, *flags, config="configs/digits.py", **fields):

@@ -1,7 +1,6 @@
 """Whole runs as a user starts them: real processes, killed, stopped, resumed and misused."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -19,18 +18,6 @@ from tests.helpers.tiny import SMALL_NET, TINY, build, tiny_config
 from tests.helpers.trees import same_bits
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Processes share compiled programs, so that only the first of them compiles."""
-    cache = tmp_path_factory.mktemp("xla")
-    return {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # nearer to what users run
-    }
 
 
 def run(environment, *args, **kwargs):

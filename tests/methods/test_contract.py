@@ -26,8 +26,12 @@ FIELDS = {
 
 
 def methods():
-    """Every method of the table, and the example of the documentation."""
-    return [*METHODS, "pixels"]
+    """The first method of every file, and the example of the documentation.
+
+    The others of a file differ in objective and replay scheme, which go with every method and have
+    tests of their own.
+    """
+    return [*{module: name for name, module in reversed(METHODS.items())}.values(), "pixels"]
 
 
 @pytest.fixture(scope="module", params=methods())
@@ -56,7 +60,7 @@ def prepared(algorithm, some):
 def test_both_loops_and_two_devices_give_the_same_numbers(method, x64, tmp_path):
     """An epoch reads nothing back, leaves the teacher alone, and what is saved is the state."""
     found = []
-    for loop, count in (("step", 1), ("scan", 1), ("step", 2)):
+    for loop, count in (("step", 1), ("scan", 2)):
         algorithm, some = algorithm_of(method, loop, count)
         state, variables = prepared(algorithm, some)
         before = jax.tree.map(np.array, variables)

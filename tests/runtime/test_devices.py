@@ -82,7 +82,7 @@ def alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case, count", [(0, 2), (0, 8), (1, 4), (2, 2), (2, 8), (3, 4)])
+@pytest.mark.parametrize("case, count", [(0, 8), (1, 2), (2, 4), (3, 8)])
 def test_three_iterations_do_not_depend_on_the_device_count(x64, alone, case, count):
     method, fields = CASES[case]
     state, metrics = after(tiny_config(method, **{**FIELDS, **fields}), on(count))
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_8_devices_goes_on_on_2_and_on_1(x64, tmp_path, method, 
 
 @pytest.mark.slow
 def test_the_digits_run_on_8_devices_is_that_on_1(tmp_path):
-    """configs/digits.py with 400 of its student steps, in float32, in which rounding grows.
+    """configs/digits.py with 200 of its student steps, in float32, in which rounding grows.
 
     A guard against wrong mathematics over many steps (the float64 tests are the exact ones) and
     against devices that block each other. With seeds 1, 2 and 3 the losses differed by 0.2 % (of
@@ -180,7 +180,7 @@ def test_the_digits_run_on_8_devices_is_that_on_1(tmp_path):
     histories = []
     for count in (1, 8):
         config = digits.get_config()
-        config.update(epochs=2)
+        config.update(epochs=2, iterations_per_epoch=10)
         config.teacher.epochs = 5
         config.parallel.devices = count
         if count > 1:

@@ -1,6 +1,5 @@
 """Several processes on the loopback interface: the same numbers, stopped and killed together."""
 
-import os
 import re
 import signal
 import socket
@@ -19,17 +18,6 @@ from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
 FIELDS = {"batch_size": 16, "replay.entry_size": 8, "parallel.devices": 0}
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Processes share compiled programs, so that only the first of them compiles."""
-    cache = tmp_path_factory.mktemp("xla")
-    return {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
 
 
 def free_port():
