@@ -98,7 +98,7 @@ def assert_goes_on(environment, workdir, count, done):
     assert f", after epoch {done}." in ended[0][1]
 
 
-@pytest.mark.parametrize("method, mapping", [("lra-mb", "pmap"), ("lra-gr", "shard_map")])
+@pytest.mark.parametrize("method, mapping", [("lra-mb", "pmap"), ("mb-dfkd", "shard_map")])
 def test_2_processes_of_2_devices_equal_1_of_4(environment, tmp_path, method, mapping):
     for count, devices in ((1, 4), (2, 2)):
         output = tmp_path / f"{count}.npz"

@@ -1,0 +1,3 @@
+"""Stands in the way of PyTorch, which tensorboardX would import at every start if it is there."""
+
+raise ImportError("processes of the tests run without PyTorch")
