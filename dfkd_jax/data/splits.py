@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.typing import DTypeLike
 
 from dfkd_jax.data import decoded_cache, folder_data, tfds_data, tiny_imagenet
 from dfkd_jax.data.data_table import DatasetSpec
@@ -130,24 +131,30 @@ def tested_on(config: ml_collections.ConfigDict) -> str:
     return name if tested_split(config.dataset) == "test" else f"{name} validation"
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalize(
+    images: jax.Array,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
     """(images / 255 − mean) / std.
 
     Args:
       images: uint8 (..., C) in 0..255.
       mean: C means of the images in [0, 1].
       std: C standard deviations of the same.
+      dtype: of the result.
 
     Returns:
-      float32 of the same shape.
+      An array of the same shape.
 
     Raises:
       ValueError: the images are not uint8, so perhaps already normalised.
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"images to normalise must be uint8, not {images.dtype}.")
-    scaled = jnp.asarray(images, jnp.float32) / 255.0
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    scaled = jnp.asarray(images, dtype) / 255.0
+    return (scaled - jnp.asarray(mean, dtype)) / jnp.asarray(std, dtype)
 
 
 def denormalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

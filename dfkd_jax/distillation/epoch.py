@@ -5,6 +5,7 @@ from Python without ever reading a value back: on CPU, XLA runs convolutions ins
 and branches tens of times slower than outside of them. Both give the same numbers.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,12 +28,29 @@ Carry = tuple[DistillState, Metrics]  # a state, and what was measured since the
 Step = Callable[[Carry, Any], Carry]
 
 
+class Clock:
+    """How long synthesis takes, where it can be told apart: on CPU, with the steps dispatched."""
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None
+
+    def add(self, seconds: float) -> None:
+        """Of one iteration."""
+        self._seconds = seconds + (self._seconds or 0.0)
+
+    def take(self) -> float | None:
+        """The seconds since the last call; None where they are not known."""
+        seconds, self._seconds = self._seconds, None
+        return seconds
+
+
 def create_epoch(
     loop: str,
     whole: Parts,
     parts: Parts,
     mapped: Mapped,
     shardings: Any = None,
+    clock: Clock | None = None,
 ) -> Epoch:
     """(state, teacher variables) -> (state, metrics), with the state donated.
 
@@ -45,10 +63,16 @@ def create_epoch(
       parts: for one device's share of the batch; on one device the same.
       mapped: how they run on all devices, for a layout of `Carry`.
       shardings: of what every device holds whole.
+      clock: told how long synthesis takes, where that costs nothing.
     """
+    on_cpu = jax.default_backend() == "cpu"
     if loop == "auto":
-        loop = "step" if jax.default_backend() == "cpu" else "scan"
-    run = {"scan": _scanned, "step": _stepped}[loop](parts, mapped)
+        loop = "step" if on_cpu else "scan"
+    if loop == "scan":
+        run = _scanned(parts, mapped)
+    else:
+        # Elsewhere waiting for the synthesis would leave the device idle.
+        run = _stepped(parts, mapped, clock if on_cpu else None)
     nothing = jax.jit(partial(nothing_measured, whole), out_shardings=shardings)
     finish = jax.jit(lambda state, sums: averages(sums) | finite_parts(state, sums))
 
@@ -151,19 +175,20 @@ def _scanned(parts: Parts, mapped: Mapped) -> Step:
             carry = lax.fori_loop(
                 0, plan.updates, lambda _, carry: step.update(carry, teacher), carry
             )
-            return step.finish(carry, teacher) if step.finish else carry
+            carry = step.finish(carry, teacher) if step.finish else carry
+            return step.observe_round(carry, teacher) if step.observe_round else carry
 
         def iteration(carry: Carry, _: None) -> tuple[Carry, None]:
-            if plan.rounds == 1:  # a loop less to compile
+            warm = steps.iteration_of(parts, carry[0].updates) >= plan.warm_up
+            if plan.rounds == 1 and plan.warm_up_rounds == 1:  # a loop less to compile
                 carry = a_round(jnp.zeros((), jnp.int32), carry)
             else:
-                carry = lax.fori_loop(0, plan.rounds, a_round, carry)
-            carry = step.observe_round(carry, teacher) if step.observe_round else carry
+                rounds = jnp.where(warm, plan.rounds, plan.warm_up_rounds)
+                carry = lax.fori_loop(0, rounds, a_round, carry)
             if not plan.warm_up:
                 return lax.scan(student, carry, observes)
             return lax.cond(
-                # The updates of this iteration have counted already.
-                steps.iteration_of(parts, carry[0].updates) > plan.warm_up,
+                warm,
                 lambda carry: lax.scan(student, carry, observes)[0],
                 lambda carry: carry,
                 carry,
@@ -175,7 +200,7 @@ def _scanned(parts: Parts, mapped: Mapped) -> Step:
     return mapped.step(epoch)
 
 
-def _stepped(parts: Parts, mapped: Mapped) -> Step:
+def _stepped(parts: Parts, mapped: Mapped, clock: Clock | None) -> Step:
     plan = parts.method.plan
     step = _recorded_steps(parts, mapped.step)
 
@@ -190,15 +215,25 @@ def _stepped(parts: Parts, mapped: Mapped) -> Step:
             updates = np.ravel(jax.device_get(carry[0].updates))[0]  # each device has its own copy
             first = int(steps.iteration_of(parts, updates))
         for iteration in range(first, first + parts.iterations_per_epoch):
-            for _ in range(plan.rounds):
+            warm = iteration >= plan.warm_up
+            started = _waited_for(carry) if clock else 0.0
+            for _ in range(plan.rounds if warm else plan.warm_up_rounds):
                 take(step.begin)
                 for _ in range(plan.updates):
                     take(step.update)
                 take(step.finish)
-            take(step.observe_round)
-            for due in observes_after(parts) if iteration >= plan.warm_up else ():
+                take(step.observe_round)
+            if clock:
+                clock.add(_waited_for(carry) - started)
+            for due in observes_after(parts) if warm else ():
                 take(step.student)
                 take(step.observe if due else None)
         return carry
 
     return epoch
+
+
+def _waited_for(carry: Carry) -> float:
+    """The time when all that was dispatched is done; nothing is read."""
+    jax.block_until_ready(carry)
+    return time.perf_counter()

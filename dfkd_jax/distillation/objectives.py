@@ -76,7 +76,16 @@ class Descent(NamedTuple):
     metrics: Metrics
 
 
-Objective = Callable[[StudentLosses, Any], Descent]  # of the losses and θ
+class Objective(NamedTuple):
+    """What the student descends.
+
+    Attributes:
+      descent: (losses, θ) -> Descent.
+      acquires: whether it looks at the fresh batch, which is not made otherwise.
+    """
+
+    descent: Callable[[StudentLosses, Any], Descent]
+    acquires: bool = True
 
 
 def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Objective:
@@ -105,12 +114,13 @@ def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Obj
             f"{config.compute_dtype!r}, whose differences are rounding alone; allowed is 'float32'."
         )
     if config.objective == "acquisition":
-        return partial(acquisition, axis=axis)
+        return Objective(partial(acquisition, axis=axis))
     if config.objective == "retention":
-        return partial(retention, axis=axis)
+        return Objective(partial(retention, axis=axis), acquires=False)
     if config.objective == "concatenated":
-        return partial(concatenated, axis=axis, measure_alignment=config.meta.measure_alignment)
-    return partial(
+        measure_alignment = config.meta.measure_alignment
+        return Objective(partial(concatenated, axis=axis, measure_alignment=measure_alignment))
+    descent = partial(
         with_retention,
         one_pass=config.objective == "lra_concatenated",
         axis=axis,
@@ -121,6 +131,7 @@ def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Obj
         inner_steps=config.meta.inner_steps,
         measure_alignment=config.meta.measure_alignment,
     )
+    return Objective(descent)
 
 
 def acquisition(losses: StudentLosses, params: Any, *, axis: Axis = ONE) -> Descent:

@@ -14,6 +14,7 @@ trace in them. The teacher is in evaluation mode throughout.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import chex
@@ -26,6 +27,7 @@ from dfkd_jax.distillation.objectives import StudentLosses
 from dfkd_jax.distillation.roles import Method
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.losses import batch_norm
+from dfkd_jax.losses.attention import attention_loss, attention_maps
 from dfkd_jax.networks import initialization
 from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.networks.training import Network, descend
@@ -88,23 +90,40 @@ def init(parts: Parts, key: jax.Array) -> DistillState:
         student_steps=jnp.zeros((), jnp.int32),
         updates=jnp.zeros((), jnp.int32),
         student=Network(params, batch_stats, parts.optimizer.init(params)),
-        synthesizer=parts.method.synthesizer.init(stream(key, "init_generator")),
+        synthesizer=parts.method.synthesizer.init(
+            stream(key, "init_generator"), partial(shapes_seen, parts)
+        ),
         replay=replay.init(stream(key, "init_replay")),
         recent=empty(replay.observed_images) if replay.observed_images else (),
         early=empty(parts.batch_size),
     )
 
 
+def shapes_seen(parts: Parts) -> Seen:
+    """What a teacher's `Seen` of a batch looks like: its shapes and dtypes; nothing is computed."""
+    images = jnp.zeros((parts.batch_size, *parts.image_shape))
+
+    def seen() -> Seen:
+        variables = parts.teacher.init(jax.random.key(0), images, train=False)
+        return _teacher_seen(parts, dict(variables), images)
+
+    return jax.eval_shape(seen)
+
+
 def view(parts: Parts, state: DistillState, teacher_variables: Variables) -> View:
     """Teacher and student as they are now."""
 
-    def teacher(images: jax.Array) -> Seen:
-        with batch_norm.recorded(parts.axis) as statistics:
-            seen = parts.teacher.apply(teacher_variables, images, train=False)
-        logits, features = cast(tuple[jax.Array, jax.Array], seen)
-        return Seen(logits, features, statistics)
+    return View(
+        partial(_teacher_seen, parts, teacher_variables),
+        lambda images: _student_seen(parts, state, images),
+    )
 
-    return View(teacher, lambda images: _student_seen(parts, state, images))
+
+def _teacher_seen(parts: Parts, variables: Variables, images: jax.Array) -> Seen:
+    with batch_norm.recorded(parts.axis) as statistics:
+        seen = parts.teacher.apply(variables, images, train=False)
+    logits, features = cast(tuple[jax.Array, jax.Array], seen)
+    return Seen(logits, features, statistics)
 
 
 def _student_seen(parts: Parts, state: DistillState, images: jax.Array) -> jax.Array:
@@ -128,7 +147,10 @@ def _student_seen(parts: Parts, state: DistillState, images: jax.Array) -> jax.A
 def iteration_of(parts: Parts, updates: jax.Array) -> jax.Array:
     """The iteration, from 0, that begins after so many updates of the synthesizer."""
     plan = parts.method.plan
-    return updates // (plan.rounds * plan.updates)
+    rounds = updates // plan.updates
+    warming = plan.warm_up * plan.warm_up_rounds
+    during = (rounds < warming) * (rounds // plan.warm_up_rounds)
+    return during + (rounds >= warming) * (plan.warm_up + (rounds - warming) // plan.rounds)
 
 
 def _student_logits(
@@ -178,17 +200,49 @@ def update_step(
 
 
 def student_losses(
-    parts: Parts, student: Network, batch: Batch, replayed: RetentionBatch
+    parts: Parts,
+    teacher: Callable[[jax.Array], Seen],
+    student: Network,
+    batch: Batch | None,
+    replayed: RetentionBatch,
 ) -> StudentLosses:
-    """θ ↦ L_acq(θ), L_ret(θ) and the one-pass joint loss on these batches."""
+    """θ ↦ L_acq(θ), L_ret(θ) and the one-pass joint loss on these batches.
 
-    def acquisition(params: Any) -> tuple[jax.Array, Any]:
-        logits, batch_stats = _student_logits(parts, student, params, batch.images)
-        return jnp.mean(parts.distance(logits, batch.logits)), batch_stats
+    Args:
+      parts: of the run.
+      teacher: of the view.
+      student: its state; θ takes the place of its parameters.
+      batch: the fresh one; None with an objective that does not acquire.
+      replayed: the replayed one.
+    """
+    if batch is None:
+        batch = Batch(replayed.images[:0], replayed.logits[:0])
+    weight = parts.method.attention
+
+    def of(batch: Batch | RetentionBatch) -> Callable[[Any], tuple[jax.Array, Any]]:
+        """θ ↦ mean d(S, T) + β · attention, on this batch."""
+        if not weight or not len(batch.images):
+
+            def plain(params: Any) -> tuple[jax.Array, Any]:
+                logits, batch_stats = _student_logits(parts, student, params, batch.images)
+                return jnp.mean(parts.distance(logits, batch.logits)), batch_stats
+
+            return plain
+        maps = attention_maps(teacher(batch.images).statistics)
+
+        def attending(params: Any) -> tuple[jax.Array, Any]:
+            with batch_norm.recorded() as layers:
+                logits, batch_stats = _student_logits(parts, student, params, batch.images)
+            value = jnp.mean(parts.distance(logits, batch.logits))
+            return value + weight * attention_loss(maps, attention_maps(layers)), batch_stats
+
+        return attending
+
+    acquisition, on_replayed = of(batch), of(replayed)
 
     def retention(params: Any) -> tuple[jax.Array, Any]:
-        logits, batch_stats = _student_logits(parts, student, params, replayed.images)
-        return replayed.weight * jnp.mean(parts.distance(logits, replayed.logits)), batch_stats
+        value, batch_stats = on_replayed(params)
+        return replayed.weight * value, batch_stats
 
     def concatenated(params: Any) -> tuple[jax.Array, tuple]:
         """Mean of d over [x̂; x̂_m] in one pass; while nothing is replayed, over x̂ alone."""
@@ -212,16 +266,20 @@ def student_step(
     """One step of the student on a fresh batch, and a replayed one."""
     replay, student = parts.method.replay, state.student
     teacher = view(parts, state, teacher_variables).teacher
-    fresh = generated(parts, state, stream(state.key, "acquire", state.student_steps))
-    chex.assert_shape(fresh, (parts.batch_size, *parts.image_shape))
-    batch = Batch(fresh, teacher(fresh).logits)
-    key = stream(state.key, "recall", state.student_steps)
-    replayed = replay.recall(state.replay, key, teacher)
-    descent = parts.method.objective(
-        student_losses(parts, student, batch, replayed), student.params
+    acquire_key, recall_key = (
+        stream(state.key, name, state.student_steps) for name in ("acquire", "recall")
+    )
+    batch = None
+    if parts.method.objective.acquires:
+        fresh = parts.method.synthesizer.sample(state.synthesizer, acquire_key).images
+        chex.assert_shape(fresh, (parts.batch_size, *parts.image_shape))
+        batch = Batch(fresh, teacher(fresh).logits)
+    replayed = replay.recall(state.replay, recall_key, teacher)
+    descent = parts.method.objective.descent(
+        student_losses(parts, teacher, student, batch, replayed), student.params
     )
     recent = ()
-    if replay.observed_images:
+    if replay.observed_images and batch is not None:
         # Spread over the batch: where it is split over devices, each keeps images of its own,
         # and together they are the same images on any number of devices.
         count = replay.observed_images
@@ -253,22 +311,26 @@ def observe_step(
 def observe_round_step(
     parts: Parts, state: DistillState, teacher_variables: Variables
 ) -> tuple[DistillState, Metrics]:
-    """The replay scheme observes a batch that the synthesizer makes after its rounds."""
+    """The replay scheme observes a batch of the synthesizer's round, or follows its state."""
+    replay = parts.method.replay
+    if replay.follow is not None:
+        return state.replace(replay=replay.follow(state.replay, state.synthesizer)), {}
     teacher = view(parts, state, teacher_variables).teacher
     images = generated(parts, state, stream(state.key, "round", state.updates))
     observed, metrics = parts.method.replay.observe(
         state.replay,
         Batch(images, teacher(images).logits),
         stream(state.key, "learn_round", state.updates),
-        iteration_of(parts, state.updates) - 1,
+        iteration_of(parts, state.updates - 1),
         teacher,
     )
     return state.replace(replay=observed), metrics
 
 
 def generated(parts: Parts, state: DistillState, key: jax.Array) -> jax.Array:
-    """A batch of images that the synthesizer makes now, one device's share."""
-    return parts.method.synthesizer.sample(state.synthesizer, key).images
+    """A batch of images as the synthesizer makes them now, one device's share."""
+    synthesizer = parts.method.synthesizer
+    return (synthesizer.made or synthesizer.sample)(state.synthesizer, key).images
 
 
 def keep_early(parts: Parts, state: DistillState, teacher_variables: Variables) -> DistillState:

@@ -62,8 +62,9 @@ def recorded(axis: Axis = ONE) -> Iterator[list[LayerStatistics]]:
 
             mean = mean_of(x)
             running = {k: context.module.get_variable("batch_stats", k) for k in ("mean", "var")}
+            variance = mean_of((x - mean) ** 2)
             layers.append(
-                LayerStatistics(mean, mean_of((x - mean) ** 2), running["mean"], running["var"])
+                LayerStatistics(mean, variance, running["mean"], running["var"], inputs=x)
             )
         return call(*args, **kwargs)
 
@@ -73,16 +74,28 @@ def recorded(axis: Axis = ONE) -> Iterator[list[LayerStatistics]]:
 
 def count(module: AnyClassifier, image_shape: tuple[int, int, int]) -> int:
     """How many layers of a classifier `recorded` finds; traced, not computed."""
+    return len(_traced(module, image_shape))
 
-    def number() -> jax.Array:
+
+def map_sizes(module: AnyClassifier, image_shape: tuple[int, int, int]) -> set[tuple[int, int]]:
+    """The sizes of its attention maps, see `dfkd_jax.losses.attention`; traced, not computed."""
+    return {
+        shape[1:3] for shape in _traced(module, image_shape) if len(shape) == 4 and shape[1] > 1
+    }
+
+
+def _traced(module: AnyClassifier, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+    """The shape of what enters each batch norm."""
+
+    def look() -> jax.Array:
         images = jnp.zeros((2, *image_shape))
         with convolution.plain():  # which asks for no backend
             variables = module.init(jax.random.key(0), images, train=False)
             with recorded() as layers:
                 module.apply(variables, images, train=False)
-        found.append(len(layers))
+        found.extend(layer.inputs.shape for layer in layers if layer.inputs is not None)
         return images
 
-    found: list[int] = []
-    jax.eval_shape(number)
-    return found[0]
+    found: list[tuple[int, ...]] = []
+    jax.eval_shape(look)
+    return found

@@ -6,14 +6,14 @@ is; terms that are not linear in batch means take global means.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dfkd_jax.runtime.arrays import AnyArray
 from dfkd_jax.runtime.axis import ONE, Axis
@@ -50,7 +50,16 @@ def kl_distance(
     return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-DISTANCES: dict[str, Callable] = {"l1": l1_distance, "kl": kl_distance}
+def mse_distance(
+    student: Float[AnyArray, "B K"], teacher: Float[AnyArray, "B K"], temperature: float = 1.0
+) -> Float[Array, "B"]:
+    """Mean over classes of (S − T)², on logits, without temperature."""
+    del temperature
+    chex.assert_equal_shape([student, teacher])
+    return jnp.mean((student - teacher) ** 2, axis=-1)
+
+
+DISTANCES: dict[str, Callable] = {"l1": l1_distance, "kl": kl_distance, "mse": mse_distance}
 
 
 # Adversarial terms of the generator, to be minimised by it: low where teacher and student differ.
@@ -71,7 +80,20 @@ def js_adversarial(
     carry no gradient, as in all four agents of the code: the generator looks for images on which
     the student's answer moves away, and leaves the teacher's answer to the other terms.
     """
-    teacher = lax.stop_gradient(teacher)
+    return adi_adversarial(lax.stop_gradient(teacher), student, temperature, axis)
+
+
+def adi_adversarial(
+    teacher: Float[AnyArray, "B K"],
+    student: Float[AnyArray, "B K"],
+    temperature: float,
+    axis: Axis = ONE,
+) -> Float[Array, ""]:
+    """`js_adversarial` with the gradient through both networks.
+
+    Source: R_compete of Adaptive DeepInversion (Yin et al., CVPR 2020, equation 8), as its code
+    clips it.
+    """
     p = jax.nn.softmax(teacher / temperature)
     q = jax.nn.softmax(student / temperature)
     m = (p + q) / 2
@@ -103,10 +125,28 @@ def kl_adversarial(
     return -axis.batch_mean(kl_distance(student, teacher, temperature))
 
 
+def decision_adversarial(
+    teacher: Float[AnyArray, "B K"],
+    student: Float[AnyArray, "B K"],
+    temperature: float,
+    axis: Axis = ONE,
+) -> Float[Array, ""]:
+    """−mean 1[argmax T = argmax S] τ² KL(softmax(T/τ) ‖ softmax(S/τ)), through both networks.
+
+    The decision adversary pushes images towards the student's decision boundary only while the
+    student still decides as the teacher does. The mean is over all examples, those that do not
+    count too. Source: CMI (Fang et al., IJCAI 2021, equation 7), Fast-Datafree and NAYER, τ = 1.
+    """
+    same = jnp.argmax(teacher, axis=-1) == jnp.argmax(student, axis=-1)
+    return -axis.batch_mean(jnp.where(same, kl_distance(student, teacher, temperature), 0.0))
+
+
 ADVERSARIAL: dict[str, Callable] = {
     "js": js_adversarial,
+    "adi": adi_adversarial,
     "l1": l1_adversarial,
     "kl": kl_adversarial,
+    "decision": decision_adversarial,
 }
 
 
@@ -142,13 +182,81 @@ def activation_loss(features: Float[AnyArray, "B D"], axis: Axis = ONE) -> Float
     return -axis.batch_mean(jnp.mean(absolute(features), axis=-1))
 
 
+def target_loss(
+    teacher: Float[AnyArray, "B K"], targets: Int[Array, "B"], axis: Axis = ONE
+) -> Float[Array, ""]:
+    """CE(T, y): the teacher should see the classes that were chosen (Yin et al., 2020)."""
+    log_p = jax.nn.log_softmax(teacher)
+    return -axis.batch_mean(jnp.take_along_axis(log_p, targets[:, None], axis=-1)[:, 0])
+
+
+def total_variation(images: Float[AnyArray, "B H W C"], axis: Axis = ONE) -> Float[Array, ""]:
+    """Σ_d ‖x − x shifted by d‖₂ for d to the right, down and along both diagonals.
+
+    Each norm is over the whole batch, not squared, so the term grows with √B. Source: R_TV of
+    DeepInversion (Yin et al., 2020, equation 3).
+    """
+    differences = (
+        images[:, :, :-1] - images[:, :, 1:],
+        images[:, :-1] - images[:, 1:],
+        images[:, :-1, :-1] - images[:, 1:, 1:],
+        images[:, 1:, :-1] - images[:, :-1, 1:],
+    )
+    return sum((_batch_norm_of(x, axis) for x in differences), jnp.zeros(()))
+
+
+def image_norm(images: Float[AnyArray, "B H W C"], axis: Axis = ONE) -> Float[Array, ""]:
+    """‖x‖₂ over the whole batch, R_l2 of DeepInversion (Yin et al., 2020, equation 3)."""
+    return _batch_norm_of(images, axis)
+
+
+def _batch_norm_of(x: AnyArray, axis: Axis) -> jax.Array:
+    """‖x‖₂ over all devices, differentiable at 0."""
+    return jnp.sqrt(axis.mean(jnp.sum(x**2)) * axis.size + 1e-12)
+
+
 class LayerStatistics(NamedTuple):
     """Statistics per channel of the input of one batch-norm layer of the teacher."""
 
     batch_mean: Float[Array, "C"]
-    batch_variance: Float[Array, "C"]
+    batch_variance: Float[Array, "C"]  # biased
     running_mean: Float[Array, "C"]
     running_variance: Float[Array, "C"]
+    inputs: Float[Array, "B *size C"] | None = None  # the input itself, a device's share
+
+
+Moments = list[tuple[Float[Array, "C"], Float[Array, "C"]]]
+"""Means and variances of the input of each batch-norm layer."""
+
+
+def moments(layers: list[LayerStatistics]) -> Moments:
+    """Those of the batch."""
+    return [(layer.batch_mean, layer.batch_variance) for layer in layers]
+
+
+def mixed(
+    layers: list[LayerStatistics], memory: Moments, momentum: float | Float[Array, ""]
+) -> list[LayerStatistics]:
+    """The layers with batch statistics (1 − m) · batch + m · memory.
+
+    So one batch need not match the running statistics alone, only together with those before it.
+    Source: Fast-Datafree and NAYER, m = 0.9.
+
+    Args:
+      layers: of this batch.
+      memory: of earlier batches; no gradient passes through it.
+      momentum: m in [0, 1]; 0 leaves the layers as they are.
+    """
+
+    def mix(now: jax.Array, before: jax.Array) -> jax.Array:
+        return (1 - momentum) * now + momentum * lax.stop_gradient(before)
+
+    return [
+        layer._replace(
+            batch_mean=mix(layer.batch_mean, mean), batch_variance=mix(layer.batch_variance, var)
+        )
+        for layer, (mean, var) in zip(layers, memory, strict=True)
+    ]
 
 
 def batch_norm_loss(layers: list[LayerStatistics]) -> Float[Array, ""]:
@@ -174,6 +282,7 @@ class GeneratorLossWeights(NamedTuple):
     activation: float = 0.1
     adversarial: float = 1.0
     batch_norm: float = 0.0
+    target: float = 0.0
 
 
 NEEDS = {"activation": "features", "batch_norm": "statistics"}
@@ -187,6 +296,7 @@ def generator_loss(
     layers: list[LayerStatistics],
     weights: GeneratorLossWeights,
     *,
+    targets: Int[Array, "B"] | None = None,
     adversarial_form: str = "js",
     adversarial_temperature: float = 3.0,
     entropy_logarithm: str = "log10",
@@ -194,10 +304,13 @@ def generator_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """oh · one_hot + ie · information_entropy + a · activation + adversarial + bn · batch_norm.
 
+    And CE to chosen targets, where it has a weight.
+
     Args:
       teacher: T. features: f_T. student: S.
       layers: the teacher's batch-norm statistics on this batch; used if bn is not 0.
       weights: of the terms.
+      targets: y, the classes that the images were made for; used if `weights.target` is not 0.
       adversarial_form: a key of `ADVERSARIAL`; adversarial_temperature: its τ.
       entropy_logarithm: a key of `LOGARITHMS`, of the information entropy.
       axis: over which the batch is split.
@@ -216,6 +329,7 @@ def generator_loss(
             teacher, student, adversarial_temperature, axis
         ),
         "batch_norm": lambda: batch_norm_loss(layers),
+        "target": lambda: target_loss(teacher, cast(jax.Array, targets), axis),
     }
     weighted = {name: w for name, w in weights._asdict().items() if w != 0}
     values = {name: terms[name]() for name in weighted}

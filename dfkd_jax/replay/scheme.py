@@ -56,9 +56,10 @@ class Replay(NamedTuple):
     layout: Any  # how the state is split over devices, a layout of `dfkd_jax.runtime.devices`
     # Sizes that the devices must divide, by the fields of the configuration that give them.
     split_sizes: Mapping[str, int] = MappingProxyType({})
-    # It observes a whole batch of the synthesizer's after the rounds of each iteration, before the
-    # student's steps, and in warm-up too.
+    # It observes a whole batch of the synthesizer's after each of its rounds, in warm-up too.
     observes_rounds: bool = False
+    # (replay state, the synthesizer's) -> replay state, in the place of `observe` after a round.
+    follow: Callable[[Any, Any], Any] | None = None
     capacity: str = ""  # the field of the configuration that says how many images are kept
 
     @property

@@ -147,7 +147,8 @@ def epoch(
     metrics, (agreement, correct) = jax.device_get((metrics, measured))
     broken = _non_finite(metrics)
     values = {name: float(value) for name, value in {**metrics, **agreement}.items()}
-    return state, _record(number, values, accuracy.percent(correct), seconds), broken
+    record = _record(number, values, accuracy.percent(correct), seconds)
+    return state, {**record, "seconds_of_synthesis": algorithm.clock.take()}, broken
 
 
 def _non_finite(metrics: dict[str, Any]) -> str | None:
@@ -169,4 +170,7 @@ def _record(
     # What a method without replay does not measure is there as well, for whoever reads the lines.
     record = {"epoch": number, "retention_loss": None, "gradient_alignment": None}
     record |= {"student_accuracy": accuracy, **metrics, "seconds": seconds}
-    return files.plain(record)
+    record = files.plain(record)
+    if all(record.get(loss) is None for loss in ("acquisition_loss", "retention_loss")):
+        record["student_accuracy"] = None  # a warm-up, in which the student took no step
+    return record

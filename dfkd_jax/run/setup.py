@@ -18,7 +18,7 @@ from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.distillation import objectives, steps
 from dfkd_jax.distillation.agreement import Agreement, create_agreement
-from dfkd_jax.distillation.epoch import Epoch, create_epoch
+from dfkd_jax.distillation.epoch import Clock, Epoch, create_epoch
 from dfkd_jax.distillation.roles import Method
 from dfkd_jax.distillation.state import DistillState, layout_of
 from dfkd_jax.distillation.steps import Parts
@@ -70,6 +70,7 @@ class Algorithm(NamedTuple):
     parts: Parts  # on whole arrays
     init: Callable[[int], DistillState]  # from the seed
     epoch: Epoch
+    clock: Clock  # of the epoch's synthesis
     keep_early: Callable[[DistillState, Any], DistillState]
     agreement: Agreement
 
@@ -162,11 +163,12 @@ def create_algorithm(setup: Setup, devices: Devices) -> Algorithm:
     layout = layout_of(whole.method)
     shardings, replicated = devices.shardings(layout), devices.shardings(WHOLE)
     jit = partial(jax.jit, compiler_options=rarely_run())
-    on_devices = mapped(devices, (layout, WHOLE))
+    on_devices, clock = mapped(devices, (layout, WHOLE)), Clock()
     return Algorithm(
         whole,
         jit(lambda seed: steps.init(whole, jax.random.key(seed)), out_shardings=shardings),
-        create_epoch(setup.config.loop, whole, per_device, on_devices, replicated),
+        create_epoch(setup.config.loop, whole, per_device, on_devices, replicated, clock),
+        clock,
         jit(partial(steps.keep_early, whole), donate_argnums=0, out_shardings=shardings),
         jit(create_agreement(whole), out_shardings=replicated),
     )
@@ -207,6 +209,7 @@ def _check_method(setup: Setup) -> None:
             f"iteration but config.student.steps, by which its replay and the learning rate go, is "
             f"{config.student.steps}; allowed is the same number."
         )
+    _check_attention(setup)
     iterations = config.epochs * config.iterations_per_epoch
     if method.plan.warm_up >= iterations:
         raise UserError(
@@ -238,6 +241,27 @@ def _check_needs(setup: Setup) -> None:
                 f"config.{field} is {fields.get(config, field)} but config.teacher.model "
                 f"{config.teacher.model!r} has {words[need]}; allowed is 0.0."
             )
+
+
+def _check_attention(setup: Setup) -> None:
+    """An attention term needs maps of one size in both networks, and a loss of each batch."""
+    config, weight = setup.config, setup.method.attention
+    if not weight:
+        return
+    if config.objective in ("concatenated", "lra_concatenated"):
+        raise UserError(
+            f"config.loss.attention is {weight} but config.objective is {config.objective!r}, "
+            "whose one pass has no such term; allowed is 0.0."
+        )
+    sizes = [
+        batch_norm.map_sizes(network, setup.spec.image_shape)
+        for network in (setup.models.teacher, setup.models.student)
+    ]
+    if not sizes[0] & sizes[1]:
+        raise UserError(
+            f"config.loss.attention is {weight} but {config.teacher.model!r} and "
+            f"{config.student.model!r} have no batch norm on images of one size; allowed is 0.0."
+        )
 
 
 def _check_teacher_given(config: ml_collections.ConfigDict) -> None:

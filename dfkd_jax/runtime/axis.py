@@ -28,6 +28,10 @@ class Axis(NamedTuple):
         """Mean over the first axis of an array, over all devices."""
         return self.mean(jnp.mean(x, axis=0))
 
+    def gather(self, x: Float[AnyArray, "B *rest"]) -> Float[Array, "N *rest"]:
+        """The shares of all devices, one after the other along the first axis."""
+        return jnp.asarray(x) if self.name is None else lax.all_gather(x, self.name, tiled=True)
+
     def first(self, count: int) -> Integer[Array, ""] | int:
         """The global index of this device's first example, where each device has `count`."""
         return 0 if self.name is None else lax.axis_index(self.name) * count

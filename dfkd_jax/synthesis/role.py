@@ -39,11 +39,13 @@ class View(NamedTuple):
 class Synthesizer(NamedTuple):
     """Where images come from.
 
-    init(key) -> state
+    init(key, shapes) -> state             shapes() is what a teacher's `Seen` of a batch looks like
     begin(state, key) -> state             what a round of updates starts from; None: as it is
     update(state, view, key) -> (state, metrics)   one optimisation step
     sample(state, key) -> Drawn            a batch for the student, one device's share
     finish(state) -> state                 what outlives a round; None: all of it
+    made(state, key) -> Drawn              a batch as it was made, for replay schemes, measures and
+                                           figures; None: `sample`, which may crop and mirror it
 
     Attributes:
       needs: what an update needs of the teacher's `Seen` beside logits ("features", "statistics")
@@ -54,11 +56,12 @@ class Synthesizer(NamedTuple):
       layout: how the state is split over devices, a layout of `dfkd_jax.runtime.devices`.
     """
 
-    init: Callable[[jax.Array], Any]
+    init: Callable[[jax.Array, Callable[[], Seen]], Any]
     update: Callable[[Any, View, jax.Array], tuple[Any, Metrics]]
     sample: Callable[[Any, jax.Array], Drawn]
     begin: Callable[[Any, jax.Array], Any] | None = None
     finish: Callable[[Any], Any] | None = None
+    made: Callable[[Any, jax.Array], Drawn] | None = None
     needs: Mapping[str, str] = MappingProxyType({})
     student_mode: str = "train"
     layout: Layout = WHOLE

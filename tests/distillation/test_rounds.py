@@ -22,13 +22,13 @@ def counting(synthesizer):
         fits = jnp.any(last == jnp.array(allowed))
         return inner, {**counts, place: counts[place] + fits}, jnp.int32(number)
 
-    def init(key):
+    def init(key, shapes):
         counts = {place: jnp.zeros((), jnp.int32) for place in ("begin", "update", "finish")}
-        return synthesizer.init(key), counts, jnp.int32(-1)
+        return synthesizer.init(key, shapes), counts, jnp.int32(-1)
 
     def begin(state, key):
         inner, counts, last = noted(state, "begin")
-        return synthesizer.init(key), counts, last
+        return synthesizer.init(key, lambda: None), counts, last
 
     def update(state, view, key):
         inner, counts, last = noted(state, "update")
@@ -54,7 +54,7 @@ def test_a_round_is_begin_updates_finish(loop, rounds, updates):
         plan=Plan(updates=updates, student_steps=1, rounds=rounds),
     )
     parts = built.parts._replace(method=method)
-    state = state.replace(synthesizer=method.synthesizer.init(state.key))
+    state = state.replace(synthesizer=method.synthesizer.init(state.key, lambda: None))
     state, metrics = epoch_of(config, built._replace(parts=parts))(state, teacher)
     counts = {place: int(count) for place, count in state.synthesizer[1].items()}
     assert counts == {"begin": 2 * rounds, "update": 2 * rounds * updates, "finish": 2 * rounds}
@@ -67,7 +67,7 @@ def test_each_round_begins_from_a_key_of_its_own():
     built, state, teacher = build(config)
     method = built.parts.method
     synthesizer = method.synthesizer._replace(
-        init=lambda key: jax.random.key_data(key),
+        init=lambda key, shapes: jax.random.key_data(key),
         begin=lambda state, key: jax.random.key_data(key),
         update=lambda state, view, key: (state, {}),
         sample=method.synthesizer.sample,

@@ -13,6 +13,7 @@ from dfkd_jax.networks.classifiers import create_classifier
 RNG = np.random.default_rng(0)
 TEACHER, STUDENT = RNG.normal(size=(2, 6, 4)) * 3
 FEATURES = RNG.normal(size=(6, 5))
+TARGETS = np.array([3, 0, 1, 2, 2, 0])
 
 
 def softmax(x):
@@ -35,6 +36,7 @@ def js_as_published(teacher, student, tau):
 EXPECTED = {
     "l1": (losses.l1_distance, np.abs(STUDENT - TEACHER).mean(-1)),
     "kl": (losses.kl_distance, 4 * kl(softmax(TEACHER / 2), softmax(STUDENT / 2))),
+    "mse": (losses.mse_distance, ((STUDENT - TEACHER) ** 2).mean(-1)),
 }
 
 
@@ -71,13 +73,15 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(form, tau, adversarial)
         "adversarial": adversarial,
         "batch_norm": 2 * (np.linalg.norm(mean) + np.linalg.norm(variance - 1)),
     }
-    weights = losses.GeneratorLossWeights(1.5, 5.0, 0.1, 2.0, 0.7)
+    expected["target"] = -np.log(softmax(TEACHER)[np.arange(6), TARGETS]).mean()
+    weights = losses.GeneratorLossWeights(1.5, 5.0, 0.1, 2.0, 0.7, 0.3)
     value, values = losses.generator_loss(
         TEACHER,
         FEATURES,
         STUDENT,
         layers,
         weights,
+        targets=jnp.asarray(TARGETS),
         adversarial_form=form,
         adversarial_temperature=tau,
     )
@@ -94,6 +98,7 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(form, tau, adversarial)
             STUDENT,
             layers,
             only,
+            targets=jnp.asarray(TARGETS),
             adversarial_form=form,
             adversarial_temperature=tau,
         )
@@ -105,8 +110,6 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(form, tau, adversarial)
 def test_the_adversarial_term_acts_through_the_student_and_where_the_source_does_the_teacher(
     form, through_teacher
 ):
-    assert set(losses.ADVERSARIAL) == {"js", "l1", "kl"}
-
     def loss(teacher, student):
         return losses.ADVERSARIAL[form](teacher, student, 3.0)
 
@@ -210,3 +213,79 @@ def test_masked_batch_norm_ignores_masked_examples(teacher):
     np.testing.assert_allclose(logits[:4], expected, rtol=1e-4, atol=1e-5)
     for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(masked_stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def decision(teacher, student, tau):
+    each = tau**2 * kl(softmax(teacher / tau), softmax(student / tau))
+    return -np.where(teacher.argmax(-1) == student.argmax(-1), each, 0).mean()
+
+
+NEAR = TEACHER + 0.3 * RNG.normal(size=TEACHER.shape)  # often of the teacher's class, not always
+NEAR[0] = -TEACHER[0]
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_the_decision_adversary_counts_images_of_one_decision(tau):
+    same = TEACHER.argmax(-1) == NEAR.argmax(-1)
+    assert 0 < same.sum() < len(same)
+    value = losses.decision_adversarial(TEACHER, NEAR, tau)
+    np.testing.assert_allclose(value, decision(TEACHER, NEAR, tau), rtol=1e-4)
+    gradients = jax.grad(losses.decision_adversarial, (0, 1))(
+        jnp.asarray(TEACHER), jnp.asarray(NEAR), tau
+    )
+    for gradient in gradients:  # through both networks, of these images alone
+        np.testing.assert_array_equal(np.any(np.asarray(gradient) != 0, axis=-1), same)
+
+
+def test_which_adversaries_act_through_the_teacher():
+    """The authors' code of LRA detaches the teacher; ADI and the others do not."""
+    through = {}
+    for name, adversarial in losses.ADVERSARIAL.items():
+        gradient = jax.grad(adversarial)(jnp.asarray(TEACHER), jnp.asarray(NEAR), 1.0)
+        through[name] = bool(np.any(gradient))
+        assert np.any(jax.grad(adversarial, 1)(jnp.asarray(TEACHER), jnp.asarray(NEAR), 1.0))
+    assert through == {"js": False, "adi": True, "l1": True, "kl": True, "decision": True}
+    value = losses.adi_adversarial(TEACHER, STUDENT, 3.0)
+    np.testing.assert_allclose(value, js_as_published(TEACHER, STUDENT, 3.0), rtol=1e-4)
+
+
+def test_chosen_targets():
+    expected = -np.log(softmax(TEACHER)[np.arange(6), TARGETS]).mean()
+    np.testing.assert_allclose(
+        losses.target_loss(TEACHER, jnp.asarray(TARGETS)), expected, rtol=1e-5
+    )
+
+
+def test_total_variation_and_norm_are_of_the_batch():
+    x = RNG.normal(size=(3, 4, 5, 2))
+    expected = sum(
+        np.linalg.norm(d.ravel())
+        for d in (
+            np.diff(x, axis=2),
+            np.diff(x, axis=1),
+            x[:, 1:, 1:] - x[:, :-1, :-1],
+            x[:, 1:, :-1] - x[:, :-1, 1:],
+        )
+    )
+    np.testing.assert_allclose(losses.total_variation(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses.image_norm(x), np.linalg.norm(x.ravel()), rtol=1e-5)
+    flat = jax.grad(losses.total_variation)(jnp.ones((2, 4, 4, 1)))
+    assert np.all(np.isfinite(flat))  # a constant image has no direction
+
+
+def test_batch_statistics_mix_with_those_of_earlier_rounds():
+    arrays = RNG.uniform(size=(6, 3))
+    layer = losses.LayerStatistics(*map(jnp.asarray, arrays[:4]))
+    memory = [(jnp.asarray(arrays[4]), jnp.asarray(arrays[5]))]
+    (found,) = losses.mixed([layer], memory, 0.9)
+    np.testing.assert_allclose(found.batch_mean, 0.1 * arrays[0] + 0.9 * arrays[4], rtol=1e-5)
+    np.testing.assert_allclose(found.batch_variance, 0.1 * arrays[1] + 0.9 * arrays[5], rtol=1e-5)
+    np.testing.assert_array_equal(found.running_mean, layer.running_mean)
+    (alone,) = losses.mixed([layer], memory, 0.0)
+    np.testing.assert_array_equal(alone.batch_mean, layer.batch_mean)
+    np.testing.assert_array_equal(losses.moments([found])[0][0], found.batch_mean)
+
+    def of_memory(mean):
+        return losses.batch_norm_loss(losses.mixed([layer], [(mean, memory[0][1])], 0.9))
+
+    assert not np.any(jax.grad(of_memory)(memory[0][0]))
