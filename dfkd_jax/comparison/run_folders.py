@@ -23,6 +23,7 @@ SCHEMES = {
     "memory_bank": "memory bank",
     "generative": "generative replay",
     "pool": "pool of all that was synthesised",
+    "momentum": "moving average of the generator",
     "none": "no replay",
 }
 AUTHORS_CODE = (

@@ -12,4 +12,5 @@ def get_config(method: str = "lra-mb"):
             "dataset.name": "cifar10",
             "epochs": 200,
         },
+        "cifar10",
     )

@@ -5,6 +5,7 @@ in the number of student steps.
 """
 
 from dfkd_jax.configs import cifar100
+from dfkd_jax.configs.default import set_fields
 
 
 def get_config(method: str = "lra-mb-detached"):
@@ -17,10 +18,16 @@ def get_config(method: str = "lra-mb-detached"):
     config = cifar100.get_config(method)
     if config.objective in ("joint", "concatenated"):
         config.batch_size = 1024
+    set_fields(
+        config,
+        {
+            "meta.inner_weight_decay": 5e-4,
+            "generator.student_mode": "eval_after_test",
+            "replay.recall_running_statistics": True,
+            "replay.accumulate_recall_gradient": True,
+        },
+        "cifar100_authors",
+    )
     if config.objective == "lra":
         config.objective = "lra_concatenated"
-    config.meta.inner_weight_decay = 5e-4
-    config.generator.student_mode = "eval_after_test"
-    config.replay.recall_running_statistics = True
-    config.replay.accumulate_recall_gradient = True
     return config

@@ -26,6 +26,7 @@ def get_config(method: str = "lra-mb"):
             "replay.push_unit": "iteration",
             "replay.mix": True,
         },
+        "cifar10_cnn",
     )
     if config.replay.kind == "memory_bank":
         config.replay.capacity = 200

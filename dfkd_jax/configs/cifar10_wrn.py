@@ -27,5 +27,6 @@ def get_config(method: str = "lra-mb"):
             "replay.push_unit": "iteration",
             "replay.mix": True,
         },
+        "cifar10_wrn",
     )
     return config

@@ -17,7 +17,7 @@ import ml_collections
 from dfkd_jax.distillation import objectives
 from dfkd_jax.distillation.epoch import LOOPS
 from dfkd_jax.losses.terms import DISTANCES
-from dfkd_jax.methods.table import METHODS, apply_method, fields_of
+from dfkd_jax.methods.table import METHODS, apply_method, fields_of, settings
 from dfkd_jax.networks.initialization import INITIALIZATIONS
 from dfkd_jax.networks.models import COMPUTE_DTYPES
 from dfkd_jax.replay import schemes
@@ -110,8 +110,9 @@ FIELDS: Fields = {
     ),
     "student.optimizer": Field("sgd", one_of(("sgd", "adam")), "of the student"),
     "student.learning_rate": Field(
-        0.1, more_than(0), "cosine to 0 over the epochs, stepped once an epoch"
+        0.1, more_than(0), "of the first epoch, then a cosine, stepped once an epoch"
     ),
+    "student.final_learning_rate": Field(0.0, at_least(0), "where the cosine ends"),
     "student.momentum": Field(0.9, at_least(0), "of sgd"),
     "student.weight_decay": Field(5e-4, at_least(0), "of the student"),
     "student.steps": Field(
@@ -137,19 +138,23 @@ def get_config(method: str = "lra-mb") -> ml_collections.ConfigDict:
     Raises:
       UserError: there is no such method; one sentence.
     """
-    return apply_method(declare(fields(method)), method)
+    config = declare(fields(method))
+    config.update_from_flattened_dict(settings(method, "default"))
+    return apply_method(config, method)
 
 
 def set_fields(
-    config: ml_collections.ConfigDict, values: Mapping[str, Any]
+    config: ml_collections.ConfigDict, values: Mapping[str, Any], name: str
 ) -> ml_collections.ConfigDict:
     """Set what a data set's configuration says.
 
-    What makes the method what it is stays, and fields that the method does not have are left out.
+    What makes the method what it is stays, and so do its own settings there. Fields that the method
+    does not have are left out.
 
     Args:
       config: of any method.
       values: by the dotted names of fields that some method has.
+      name: of the configuration, by which a method knows its own settings.
 
     Raises:
       KeyError: no method has such a field.
@@ -159,5 +164,6 @@ def set_fields(
     unknown = [name for name in values if name not in known and name not in own]
     if unknown:
         raise KeyError(f"No method has a field {unknown[0]!r}.")
+    values = {**values, **settings(config.method, name)}
     config.update_from_flattened_dict({n: value for n, value in values.items() if n in own})
     return apply_method(config, config.method)

@@ -33,4 +33,5 @@ def get_config(method: str = "lra-mb"):
             "replay.push_unit": "iteration",
             "replay.mix": True,
         },
+        "digits",
     )

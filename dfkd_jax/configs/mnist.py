@@ -37,6 +37,7 @@ def get_config(method: str = "lra-mb"):
             "replay.push_unit": "iteration",
             "replay.mix": True,
         },
+        "mnist",
     )
     if config.replay.kind == "generative":
         config.replay.observe_steps = 2  # of 5: the paper's share, 4 of 10, in half the time of 4

@@ -14,4 +14,5 @@ def get_config(method: str = "lra-mb"):
             "teacher.epochs": 60,
             "teacher.augment": False,
         },
+        "svhn",
     )

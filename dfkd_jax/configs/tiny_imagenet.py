@@ -11,4 +11,5 @@ def get_config(method: str = "lra-mb"):
         {
             "dataset.name": "tiny_imagenet",
         },
+        "tiny_imagenet",
     )

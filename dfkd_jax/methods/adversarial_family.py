@@ -13,6 +13,7 @@ from dfkd_jax.distillation.roles import Method, Plan
 from dfkd_jax.replay.schemes import create_replay
 from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.synthesis import adversarial
+from dfkd_jax.synthesis.role import Synthesizer
 
 FIELDS = adversarial.FIELDS
 
@@ -28,9 +29,19 @@ ONLY_ADVERSARIAL = {
 
 def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ONE) -> Method:
     """The method of a configuration, see `dfkd_jax.methods`."""
+    return compose(config, spec, adversarial.create(config, spec, axis), axis)
+
+
+def compose(
+    config: ml_collections.ConfigDict,
+    spec: DatasetSpec,
+    synthesizer: Synthesizer,
+    axis: Axis = ONE,
+) -> Method:
+    """The method of an adversarial synthesizer."""
     return Method(
-        synthesizer=adversarial.create(config, spec, axis),
-        replay=create_replay(config, spec, axis),
+        synthesizer=synthesizer,
+        replay=create_replay(config, spec, axis, synthesizer),
         objective=create_objective(config, axis),
         plan=Plan(updates=config.generator.steps, student_steps=config.student.steps),
     )

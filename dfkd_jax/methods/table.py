@@ -9,6 +9,8 @@ A method is a module, here or in any package, that defines
                its parts put together, for one device's share of the batch
     PRESETS    name ↦ the fields that make the method what it is; they win over what the
                configuration of a data set says
+    SETTINGS   configuration, such as "cifar100", ↦ the method's own values there, of fields that
+               the configuration sets for all methods; "default" stands for those not named
 
 A module elsewhere needs `create` alone. Its name is then that of the module:
 `--config=configs/digits.py:my_package.my_method`.
@@ -21,13 +23,30 @@ from typing import Any
 
 import ml_collections
 
-from dfkd_jax.methods import dafl, dfad, dfq, lra, mb_dfkd, no_replay, pre_dfkd, zskt
+from dfkd_jax.methods import (
+    cmi,
+    dafl,
+    deepinversion,
+    dfad,
+    dfq,
+    fast,
+    lra,
+    mad,
+    mb_dfkd,
+    nayer,
+    no_replay,
+    pre_dfkd,
+    zskt,
+)
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.fields import Fields
 
 METHODS: dict[str, ModuleType] = {
     name: module
-    for module in (lra, mb_dfkd, pre_dfkd, no_replay, dafl, dfad, zskt, dfq)
+    for module in (
+        *(lra, mb_dfkd, pre_dfkd, no_replay, dafl, dfad, zskt, dfq, mad),
+        *(deepinversion, cmi, fast, nayer),
+    )
     for name in module.PRESETS
 }
 """Name ↦ the module of the method."""
@@ -78,6 +97,12 @@ def fields_of(name: str) -> Fields:
 def preset(name: str) -> Mapping[str, Any]:
     """The fields that make the method what it is; see `find`."""
     return getattr(find(name), "PRESETS", {}).get(today(name), {})
+
+
+def settings(name: str, configuration: str) -> Mapping[str, Any]:
+    """The method's own values in a configuration; see `find`."""
+    every = getattr(find(name), "SETTINGS", {})
+    return every.get(configuration, every.get("default", {}))
 
 
 def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:

@@ -31,14 +31,15 @@ def descend(
 def student_optimizer(
     config: ml_collections.ConfigDict, warm_up: int = 0
 ) -> optax.GradientTransformation:
-    """SGD with momentum, or Adam; weight decay; cosine to 0 over the epochs.
+    """SGD with momentum, or Adam; weight decay; a cosine over the epochs to its final rate.
 
     Args:
       config: of the run.
       warm_up: iterations at its start in which the student does not learn; the cosine goes over the
         epochs after them.
     """
-    rate = _cosine(config, "student", 0.0, config.epochs - warm_up // config.iterations_per_epoch)
+    epochs = config.epochs - warm_up // config.iterations_per_epoch
+    rate = _cosine(config, "student", config.student.final_learning_rate, epochs)
     if config.student.optimizer == "adam":  # the decay decoupled, as of AdamW
         return optax.adamw(rate, weight_decay=config.student.weight_decay)
     return optax.chain(

@@ -89,7 +89,7 @@ def sample(
 
 
 def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ONE) -> Replay:
-    """The scheme of one configuration: it observes every iteration's rounds, warm-up too.
+    """The scheme of one configuration: it observes every round, in warm-up too.
 
     Args:
       config: of the run.
@@ -133,8 +133,8 @@ def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ON
         if config.pool.augment:
             keys = draw.example_keys(augment_key, first, count)
             images = augmented(keys, images, spec.flip)
-        inputs = normalize(images, spec.mean, spec.std)
-        inputs = inputs.astype(jnp.zeros(()).dtype)  # float64 where JAX has 64 bits enabled
+        # In float64 where JAX has 64 bits enabled.
+        inputs = normalize(images, spec.mean, spec.std, jnp.zeros(()).dtype)
         weight = (pool.size > 0).astype(inputs.dtype)
         return RetentionBatch(inputs, lax.stop_gradient(teacher(inputs)[0]), weight)
 

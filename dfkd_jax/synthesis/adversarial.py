@@ -5,15 +5,19 @@ The generator always runs on batch statistics; its running statistics and the po
 spectral norm move in updates only.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
 from dfkd_jax.data.data_table import DatasetSpec
 from dfkd_jax.losses import terms as losses
 from dfkd_jax.networks import generator as generator_lib
+from dfkd_jax.networks.conditional_generator import ConditionalGenerator
 from dfkd_jax.networks.generator import Generator
 from dfkd_jax.networks.models import COMPUTE_DTYPES
 from dfkd_jax.networks.training import Network, descend, generator_optimizer
@@ -22,7 +26,7 @@ from dfkd_jax.runtime.axis import ONE, Axis
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.fields import Field, at_least, more_than, one_of, or_none
 from dfkd_jax.runtime.metrics import Metrics, measured
-from dfkd_jax.synthesis.role import STUDENT_MODES, Drawn, Synthesizer, View
+from dfkd_jax.synthesis.role import STUDENT_MODES, Drawn, Seen, Synthesizer, View
 
 FIELDS = {
     **generator_lib.FIELDS,
@@ -53,7 +57,36 @@ FIELDS = {
 }
 
 
-def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ONE) -> Synthesizer:
+class Adversary(NamedTuple):
+    """What is static in adversarial synthesis.
+
+    Attributes:
+      generator: G, or a `ConditionalGenerator`.
+      optimizer: of it.
+      weights: of the terms.
+      options: of `losses.generator_loss`.
+      batch_size: of one device.
+      latent_dim: Z.
+      classes: K where G is told its class, else 0.
+      axis: over which the batch is split.
+    """
+
+    generator: Any
+    optimizer: optax.GradientTransformation
+    weights: losses.GeneratorLossWeights
+    options: dict[str, Any]
+    batch_size: int
+    latent_dim: int
+    classes: int
+    axis: Axis
+
+
+def create(
+    config: ml_collections.ConfigDict,
+    spec: DatasetSpec,
+    axis: Axis = ONE,
+    conditional: bool = False,
+) -> Synthesizer:
     """The synthesizer of one configuration; its state is a `Network`.
 
     An update measures `generator_loss` and, by the name of each, the terms that have a weight.
@@ -62,65 +95,102 @@ def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ON
       config: of the run.
       spec: of the images.
       axis: over which the batch is split; its size divides it.
+      conditional: whether the generator is told which class to make, x̂ = G(z + e_y) with learned
+        embeddings e and y drawn at random, so that there can be a term of the targets.
 
     Raises:
       UserError: the generator cannot make such images; one sentence.
     """
-    generator = create_generator(config, spec.image_shape, axis)
-    batch_size, latent_dim = config.batch_size // axis.size, config.generator.latent_dim
-    optimizer = generator_optimizer(config)
-    weights = losses.GeneratorLossWeights(
-        **{name: config.loss[name] for name in losses.GeneratorLossWeights._fields}
+    generator: Any = create_generator(config, spec.image_shape, axis)
+    if conditional:
+        generator = ConditionalGenerator(generator, spec.num_classes)
+    names = losses.GeneratorLossWeights._fields
+    adversary = Adversary(
+        generator,
+        generator_optimizer(config),
+        losses.GeneratorLossWeights(**{name: config.loss.get(name, 0.0) for name in names}),
+        options={
+            "adversarial_form": config.loss.adversarial_form,
+            "adversarial_temperature": config.loss.adversarial_temperature,
+            "entropy_logarithm": config.loss.entropy_logarithm,
+            "axis": axis,
+        },
+        batch_size=config.batch_size // axis.size,
+        latent_dim=config.generator.latent_dim,
+        classes=spec.num_classes if conditional else 0,
+        axis=axis,
     )
-    options = {
-        "adversarial_form": config.loss.adversarial_form,
-        "adversarial_temperature": config.loss.adversarial_temperature,
-        "entropy_logarithm": config.loss.entropy_logarithm,
-        "axis": axis,
-    }
-
-    def init(key: jax.Array) -> Network:
-        variables = generator.init(key, jnp.zeros((2, latent_dim)), train=True)
-        params = variables["params"]
-        return Network(params, variables.get("batch_stats", {}), optimizer.init(params))
-
-    def generate(
-        network: Network, params: Any, key: jax.Array, update_stats: bool
-    ) -> tuple[jax.Array, Any]:
-        """x̂ = G(z), (B, H, W, C), and the generator's statistics afterwards."""
-        z = draw.normal(key, axis.first(batch_size), batch_size, latent_dim)
-        images, updated = generator.apply(
-            {"params": params, "batch_stats": network.batch_stats},
-            z,
-            train=True,
-            update_stats=update_stats,
-            mutable=["batch_stats"],
-        )
-        return images, updated["batch_stats"]
-
-    def update(network: Network, view: View, key: jax.Array) -> tuple[Network, Metrics]:
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            images, batch_stats = generate(network, params, key, update_stats=True)
-            seen, student = view.teacher(images), view.student(images)
-            value, terms = losses.generator_loss(
-                seen.logits, seen.features, student, seen.statistics, weights, **options
-            )
-            return value, (terms, batch_stats)
-
-        (value, (terms, batch_stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            network.params
-        )
-        metrics = {"generator_loss": value, **{f"generator_{k}": v for k, v in terms.items()}}
-        network = descend(network, axis.mean(gradient), batch_stats, optimizer)
-        return network, {name: measured(value) for name, value in metrics.items()}
-
-    def sample(network: Network, key: jax.Array) -> Drawn:
-        return Drawn(generate(network, network.params, key, update_stats=False)[0])
-
     needs = {need: f"loss.{name}" for name, need in losses.NEEDS.items() if config.loss[name]}
     return Synthesizer(
-        init, update, sample, needs=needs, student_mode=config.generator.student_mode
+        partial(init, adversary),
+        partial(update, adversary),
+        partial(sample, adversary),
+        needs=needs,
+        student_mode=config.generator.student_mode,
     )
+
+
+def init(adversary: Adversary, key: jax.Array, shapes: Callable[[], Seen]) -> Network:
+    """The generator before its first update."""
+    del shapes
+    z, y = jnp.zeros((2, adversary.latent_dim)), jnp.zeros(2, jnp.int32)
+    given = (z, y) if adversary.classes else (z,)
+    variables = adversary.generator.init(key, *given, train=True)
+    params = variables["params"]
+    return Network(params, variables.get("batch_stats", {}), adversary.optimizer.init(params))
+
+
+def generate(
+    adversary: Adversary, network: Network, params: Any, key: jax.Array, update_stats: bool
+) -> tuple[Drawn, Any]:
+    """x̂ = G(z), (B, H, W, C), and the generator's statistics afterwards."""
+    count, axis = adversary.batch_size, adversary.axis
+    z = draw.normal(key, axis.first(count), count, adversary.latent_dim)
+    targets = None
+    if adversary.classes:
+        keys = draw.example_keys(draw.stream(key, "targets"), axis.first(count), count)
+        targets = jax.vmap(lambda k: jax.random.randint(k, (), 0, adversary.classes))(keys)
+    images, updated = adversary.generator.apply(
+        {"params": params, "batch_stats": network.batch_stats},
+        *((z, targets) if adversary.classes else (z,)),
+        train=True,
+        update_stats=update_stats,
+        mutable=["batch_stats"],
+    )
+    return Drawn(images, targets), updated["batch_stats"]
+
+
+def update(
+    adversary: Adversary, network: Network, view: View, key: jax.Array
+) -> tuple[Network, Metrics]:
+    """One step of Adam on the generator's loss."""
+    weights = adversary.weights
+
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        drawn, batch_stats = generate(adversary, network, params, key, update_stats=True)
+        seen = view.teacher(drawn.images)
+        student = view.student(drawn.images) if weights.adversarial else seen.logits
+        value, terms = losses.generator_loss(
+            seen.logits,
+            seen.features,
+            student,
+            seen.statistics,
+            weights,
+            targets=drawn.targets,
+            **adversary.options,
+        )
+        return value, (terms, batch_stats)
+
+    (value, (terms, batch_stats)), gradient = jax.value_and_grad(loss, has_aux=True)(network.params)
+    metrics = {"generator_loss": value, **{f"generator_{k}": v for k, v in terms.items()}}
+    gradient = adversary.axis.mean(gradient)
+    network = descend(network, gradient, batch_stats, adversary.optimizer)
+    return network, {name: measured(value) for name, value in metrics.items()}
+
+
+def sample(adversary: Adversary, network: Network, key: jax.Array) -> Drawn:
+    """A batch that the generator makes now."""
+    return generate(adversary, network, network.params, key, update_stats=False)[0]
 
 
 def create_generator(

@@ -10,6 +10,8 @@ from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.replay.scheme import Batch
 from dfkd_jax.replay.schemes import create_replay
+from dfkd_jax.runtime.axis import ONE
+from dfkd_jax.synthesis import adversarial
 from tests.helpers.tiny import SMALL_NET, tiny_config
 
 SHAPE, CLASSES = (8, 8, 1), 10
@@ -40,8 +42,13 @@ def scheme_of(kind, **fields):
     fields = {"kind": kind, "vae_learning_rate": 0.005, **fields}
     fields = {f"replay.{name}": value for name, value in fields.items()}
     config = tiny_config(**fields, **{"pool.capacity": 16})
-    scheme = create_replay(config, SPECS["digits"])
-    observe = jax.jit(lambda *args: scheme.observe(*args, teacher)[0])
+    synthesizer = adversarial.create(config, SPECS["digits"])
+    scheme = create_replay(config, SPECS["digits"], ONE, synthesizer)
+    if scheme.follow is None:
+        observe = jax.jit(lambda *args: scheme.observe(*args, teacher)[0])
+    else:
+        follow, network = scheme.follow, synthesizer.init(KEY, lambda: None)
+        observe = jax.jit(lambda state, *args: follow(state, network))
     recall = jax.jit(lambda *args: scheme.recall(*args, teacher))
     return scheme, observe, recall
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from configs import digits
+from dfkd_jax.configs import default
 from dfkd_jax.distillation import steps
 from dfkd_jax.distillation.epoch import create_epoch
 from dfkd_jax.distillation.steps import Parts
@@ -18,6 +19,21 @@ from dfkd_jax.run.setup import create_parts, parse
 from dfkd_jax.runtime.devices import Devices, mapped
 from dfkd_jax.runtime.metrics import averages
 
+# Of the methods that have such fields.
+TINY_PARTS = {
+    "pool.capacity": 24,
+    "pool.batch_size": 8,
+    "synthesis.steps": 2,
+    "synthesis.rounds": 1,
+    "synthesis.warm_up": 1,
+    "synthesis.warm_up_rounds": 2,
+    "nayer.embedding_dim": 10,
+    "nayer.width": 4,
+    "nayer.generator_life": 1,
+    "contrast.capacity": 16,
+    "contrast.negatives": 4,
+    "contrast.width": 4,
+}
 SMALL_NET = "tests.helpers.networks:SmallNet"  # compiles in a fraction of cnn_half's time
 TINY = {
     "parallel.devices": 1,
@@ -43,7 +59,9 @@ NAMED = {"teacher.model": "cnn_half", "student.model": "cnn_half"}  # with all t
 def tiny_config(method="lra-mb", **fields):
     """Digits with networks and budgets so small that a step is a matter of milliseconds."""
     config = digits.get_config(method)
-    config.update_from_flattened_dict({**TINY, **fields})
+    own = default.fields(method)
+    parts = {name: value for name, value in TINY_PARTS.items() if name in own}
+    config.update_from_flattened_dict({**TINY, **parts, **fields})
     return config
 
 

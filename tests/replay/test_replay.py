@@ -46,7 +46,8 @@ def test_contract(kind):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
     for batch in (first, again):
-        size = config.pool.batch_size if kind == "pool" else config.replay.entry_size
+        sizes = {"pool": config.pool.batch_size, "momentum": config.batch_size}
+        size = sizes.get(kind, config.replay.entry_size)
         assert batch.images.shape == (size, *SHAPE)
         assert batch.logits.shape == (size, CLASSES)
         assert batch.weight.shape == ()

@@ -1,0 +1,71 @@
+"""The generator of CMI, Fast-Datafree and NAYER: features to pixels in [0, 1]."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dfkd_jax.networks.generator import LEAKY_SLOPE, base_size
+from dfkd_jax.networks.layers import Conv, UpsampleConv, at_least_float32, batch_norm
+
+_normal = nn.initializers.normal(0.02)
+
+
+def _around_one(key: jax.Array, shape: Sequence[int], dtype: Any = float) -> jax.Array:
+    return 1 + _normal(key, shape, dtype)
+
+
+class PixelGenerator(nn.Module):
+    """Dense layer, then upsampling ×2 and 3×3 convolutions up to the image size.
+
+        x (B, D) → dense → (B, h, h, c₀), BN
+        → upsample, conv c₀→c₀, BN, LeakyReLU(0.2)
+        → upsample, conv c₀→c₁, BN, LeakyReLU(0.2)
+        → [from 64×64 on: upsample] → conv c₁→C, sigmoid
+
+    Kernels start from N(0, 0.02²), scales of batch norms from N(1, 0.02²), biases from 0. The inner
+    convolutions have no bias.
+
+    Attributes:
+      image_shape: (H, W, C) of the images.
+      channels: (c₀, c₁).
+      axis_name: axis over which batch statistics are averaged; None on one device.
+      dtype: dtype of the computation; None follows input and parameters.
+    """
+
+    image_shape: tuple[int, int, int]
+    channels: tuple[int, int] = (128, 64)
+    axis_name: str | None = None
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B H W C"]:
+        """Map features to pixels in [0, 1], at least float32; batch norm is in training mode.
+
+        Raises:
+          UserError: `image_shape` is not one the generator can make.
+        """
+
+        def norm(name: str) -> Callable[[jax.Array], jax.Array]:
+            layer = batch_norm(
+                self.axis_name,
+                use_running_average=False,
+                scale_init=_around_one,
+                dtype=self.dtype,
+            )
+            return layer(name=name)
+
+        size = base_size(self.image_shape)
+        wide, narrow = self.channels
+        options: dict[str, Any] = {"padding": 1, "kernel_init": _normal, "dtype": self.dtype}
+        x = nn.Dense(size * size * wide, kernel_init=_normal, dtype=self.dtype, name="fc")(x)
+        x = norm("bn1")(x.reshape(x.shape[0], size, size, wide))
+        for width, index in ((wide, 1), (narrow, 2)):
+            conv = UpsampleConv(width, (3, 3), use_bias=False, name=f"conv{index}", **options)
+            x = nn.leaky_relu(norm(f"bn{index + 1}")(conv(x)), LEAKY_SLOPE)
+        last = UpsampleConv if self.image_shape[0] >= 64 else Conv
+        x = last(self.image_shape[2], (3, 3), name="conv3", **options)(x)
+        return at_least_float32(nn.sigmoid(x))
