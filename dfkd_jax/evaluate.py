@@ -27,11 +27,18 @@ from dfkd_jax.run import command_line, student, teacher
 from dfkd_jax.run.checkpoint import DamagedCheckpoint
 from dfkd_jax.run.command_line import CONFIG, FLAG_ERRORS, fail, sentence
 from dfkd_jax.run.exported import Read, read_onnx, read_safetensors, read_stablehlo
+from dfkd_jax.run.generated import generated_images
 from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 
 flags.adopt_module_key_flags(command_line)
 OUTPUT = flags.DEFINE_string("output", None, "File of the result; evaluation.json beside TARGET.")
+JUDGE = flags.DEFINE_string(
+    "judge",
+    None,
+    "Folder of an independent classifier: how often it names the teacher's class on images that "
+    "the run of TARGET generated.",
+)
 BATCH = flags.DEFINE_integer("batch_size", 100, "Images at once.", lower_bound=1)
 
 BINS = 15
@@ -198,6 +205,37 @@ def evaluate(path: Path, config: ml_collections.ConfigDict, batch_size: int) -> 
     }
 
 
+def judged(path: Path, judge: Path, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """How a second network sees the generated images of a run.
+
+    Images that only the teacher recognises are of little use to others. The measure asks a
+    classifier that took no part in making them.
+
+    Args:
+      path: the run's folder.
+      judge: folder of a classifier, a run's or a teacher's, of such images and classes.
+      config: names the judge's network where that is one of one's own.
+
+    Returns:
+      `judge_agreement`, percent of the images on which the judge names the teacher's class;
+      `judged_images`, their number; `judge`, its folder.
+
+    Raises:
+      UserError, DamagedCheckpoint: see `read_target` and `generated.generated_images`.
+    """
+    found = generated_images(path)
+    shape = (*found.images.shape[1:], found.num_classes)
+    target = read_target(judge, config, shape)
+    batch_size = min(256, len(found.images))
+    scores = _all_logits(str(judge), target.logits, found.images, batch_size)
+    same = scores.argmax(axis=1) == found.labels
+    return {
+        "judge": judge,
+        "judge_agreement": 100.0 * float(np.mean(same)),
+        "judged_images": len(same),
+    }
+
+
 def _scaled(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(255)
 
@@ -233,6 +271,11 @@ def table(found: dict[str, Any]) -> str:
         "time per image": f"{found['milliseconds_per_image']:.4f} ms in batches of "
         f"{found['batch_size']}",
     }
+    if "judge" in found:
+        rows["judge agrees"] = (
+            f"{found['judge_agreement']:.2f} % of {found['judged_images']} generated images "
+            f"({found['judge']})"
+        )
     lines = [f"{name:18} {value}" for name, value in rows.items()]
     lines.append("class  accuracy %  called (row: true class, column: predicted)")
     for i, row in enumerate(found["confusion_matrix"].tolist()[:20]):
@@ -267,6 +310,8 @@ def main(arguments: Sequence[str]) -> int | None:
     default = (path if path.is_dir() else path.parent) / "evaluation.json"
     try:
         found = evaluate(path, CONFIG.value, BATCH.value)
+        if JUDGE.value is not None:
+            found |= judged(path, Path(JUDGE.value), CONFIG.value)
         files.write_json(OUTPUT.value or default, found)
     except files.CannotWrite as error:
         return fail(f"{error}.", 2)

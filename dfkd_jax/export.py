@@ -1,7 +1,8 @@
-"""Command line: `python -m dfkd_jax.export DIR --format=safetensors|stablehlo|onnx`: take the
-student of a run elsewhere.
+"""Command line: `python -m dfkd_jax.export DIR --format=safetensors|stablehlo|onnx|images`: take
+the student of a run elsewhere, or its generated images.
 
-DIR is the run's folder, finished or not; the newest whole checkpoint counts.
+DIR is the run's folder, finished or not; the newest whole checkpoint counts. `images` writes those
+of the pool, or of the generator, into class folders by the teacher's label.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from flax.traverse_util import flatten_dict
 from dfkd_jax.interchange.torch_layouts import to_torch
 from dfkd_jax.networks import convolution
 from dfkd_jax.networks.own_module import is_own
+from dfkd_jax.run import generated
 from dfkd_jax.run.checkpoint import DamagedCheckpoint
 from dfkd_jax.run.command_line import create_parser, fail
 from dfkd_jax.run.student import Student, load_student, logits_of
@@ -179,6 +181,7 @@ def _transposition_pairs_kept() -> Iterator[None]:
         ir_optimizations._OPTIMIZER_PASSES = passes
 
 
+IMAGES = "images"
 FORMATS = {"safetensors": to_safetensors, "stablehlo": to_stablehlo, "onnx": to_onnx}
 
 
@@ -265,15 +268,37 @@ def _import(module: str, extra: str) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = create_parser("export", __doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="of a run")
-    parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="DIR/export by default")
+    parser.add_argument("--format", required=True, choices=[*FORMATS, IMAGES])
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="DIR/export by default; of images DIR/export/images, which must not be there yet",
+    )
+    parser.add_argument(
+        "--count",
+        type=_positive,
+        metavar="N",
+        help=f"images at most; all of a pool by default, {generated.COUNT} of a generator",
+    )
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export what the arguments name; the exit code."""
     try:
         given = _parser().parse_args(arguments)
+        if given.format == IMAGES:
+            output = given.output or given.folder / "export" / IMAGES
+            found = generated.generated_images(given.folder, given.count)
+            print(generated.write_images(found, output))
+            return 0
         print(export(given.folder, given.format, given.output or given.folder / "export"))
     except files.CannotWrite as error:
         return fail(f"{error}.", 2)

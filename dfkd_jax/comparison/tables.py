@@ -58,6 +58,52 @@ _COSTS = (
         decimals=0,
         of_cost=True,
     ),
+    Measure(
+        "generated_images",
+        "images made (k)",
+        "generated images that the student could learn from, in thousands",
+        scale=1e-3,
+        decimals=1,
+        of_cost=True,
+    ),
+    Measure(
+        "synthesis_steps",
+        "generator updates",
+        "optimisation steps of the generator, or of the pixels",
+        decimals=0,
+        of_cost=True,
+    ),
+    Measure(
+        "teacher_images",
+        "T passes (k)",
+        "images that the teacher was shown, in thousands: a forward pass of a batch of B counts B",
+        scale=1e-3,
+        decimals=1,
+        of_cost=True,
+    ),
+    Measure(
+        "student_images",
+        "S passes (k)",
+        "images that the student was shown, likewise",
+        scale=1e-3,
+        decimals=1,
+        of_cost=True,
+    ),
+    Measure(
+        "seconds_of_synthesis",
+        "synthesis (s)",
+        "seconds of all epochs in which images were made, compilation included; known on CPU, "
+        "where the steps are dispatched one by one",
+        decimals=0,
+        of_cost=True,
+    ),
+    Measure(
+        "seconds_of_distillation",
+        "distillation (s)",
+        "seconds of all epochs in which the student learned, likewise",
+        decimals=0,
+        of_cost=True,
+    ),
 )
 _RETENTION = (
     Measure(

@@ -23,7 +23,7 @@ MOST_IMAGES = 32  # of a panel in a sample grid
 COLUMNS = 4  # of the figure of all other measures
 # What the learning curve shows, or what is no measure.
 _IN_LEARNING_CURVE = {
-    *("epoch", "seconds", ACCURACY, "acquisition_loss", "retention_loss"),
+    *("epoch", "seconds", "seconds_of_synthesis", ACCURACY, "acquisition_loss", "retention_loss"),
     *("generator_loss", "gradient_alignment"),
 }
 

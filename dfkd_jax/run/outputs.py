@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dfkd_jax.data import splits as data
 from dfkd_jax.data.data_table import DatasetSpec
+from dfkd_jax.distillation.costs import Costs
 from dfkd_jax.distillation.objectives import WITH_INNER_STEP
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.run import collapse, records, samples
@@ -83,7 +84,9 @@ class Outputs:
         split = data.tested_split(self._run.config.dataset)
         return collapse.warnings(self._run.history, num_classes, split)
 
-    def summary(self, student_steps: int, num_classes: int, console: Console) -> dict[str, Any]:
+    def summary(
+        self, student_steps: int, num_classes: int, costs: Costs, console: Console
+    ) -> dict[str, Any]:
         """Write and show the summary of the finished run, whose epochs have so many steps."""
         history = self._run.history
         summary = records.summarize(history, self._teacher_accuracy, method_names(self._run.config))
@@ -91,6 +94,7 @@ class Outputs:
         times = [record["seconds"] for record in history]
         # The first epoch compiles.
         summary["seconds_per_student_step"] = statistics.median(times[1:] or times) / student_steps
+        summary |= costs._asdict() | _phases(history)
         summary["warnings"] = list(self.warnings(num_classes).values())
         summary["peak_memory_bytes"] = _peak_memory()
         if self._tensorboard:
@@ -102,6 +106,19 @@ class Outputs:
         """Flush and close them."""
         if self._tensorboard:
             self._tensorboard.close()
+
+
+def _phases(history: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Seconds of all epochs, compilation included; None where they cannot be told apart."""
+    of_synthesis = [record.get("seconds_of_synthesis") for record in history]
+    known = [seconds for seconds in of_synthesis if seconds is not None]
+    if len(known) < len(history):
+        return {"seconds_of_synthesis": None, "seconds_of_distillation": None}
+    total = sum(record["seconds"] for record in history)
+    return {
+        "seconds_of_synthesis": sum(known),
+        "seconds_of_distillation": total - sum(known),
+    }
 
 
 def method_names(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import ml_collections
 from rich.console import Console
 
 from dfkd_jax.data import splits as data
+from dfkd_jax.distillation import costs
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.run import checkpoint, epochs
 from dfkd_jax.run.accuracy import create_accuracy
@@ -183,7 +184,9 @@ def _distil(
                 _draw_figures(outputs, distillation, state)
                 drawn = time.monotonic()
         _draw_figures(outputs, distillation, state)
-    summary = outputs.summary(student_steps, num_classes, console)
+    iterations = config.epochs * config.iterations_per_epoch
+    spent = costs.of_run(distillation.algorithm.parts, iterations)
+    summary = outputs.summary(student_steps, num_classes, spent, console)
     return _Finished(state, own.history, summary)
 
 
