@@ -50,6 +50,7 @@ def test_a_ratio_is_taken_round_by_round():
     assert Ratio.of([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5) == (2.0, 3.0, 4.0)
 
 
+@pytest.mark.slow
 def test_the_record_of_a_variant():
     config = tiny_config()
     records, comparisons = benchmark.benchmark(config, ["first_order", "exact"], rounds=9)

@@ -135,7 +135,8 @@ def test_an_earlier_export_stays_whole(run, tmp_path, capsys):
 def test_evaluate(run, place, capsys, monkeypatch):
     found = {"class_accuracy": np.arange(5000.0)}
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: found)
-    for flag, value in (("OUTPUT", str(place / "found.json")), ("CONFIG", None), ("BATCH", 1)):
+    values = {"OUTPUT": str(place / "found.json"), "CONFIG": None, "BATCH": 1, "JUDGE": None}
+    for flag, value in values.items():
         monkeypatch.setattr(evaluate, flag, type("Flag", (), {"value": value}))
     assert_refused(lambda: evaluate.main(["", str(run)]), place, capsys)
 

@@ -70,6 +70,7 @@ def test_a_run_leaves_what_it_promises(whole):
         "memory_agreement",
         "memory_distance",
         "seconds",
+        "seconds_of_synthesis",
     }
     for record in metrics:
         assert set(record) == keys

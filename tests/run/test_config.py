@@ -35,7 +35,11 @@ from dfkd_jax.runtime.errors import UserError
         ("replay.kind", "disk", ["config.replay.kind", "memory_bank"]),
         ("replay.push_unit", "day", ["config.replay.push_unit", "epoch, iteration"]),
         ("loss.distance", "l7", ["config.loss.distance", "l1, kl"]),
-        ("loss.adversarial_form", "x", ["config.loss.adversarial_form", "js, l1, kl"]),
+        (
+            "loss.adversarial_form",
+            "x",
+            ["config.loss.adversarial_form", "js, adi, l1, kl, decision"],
+        ),
         ("loop", "while", ["config.loop", "auto, scan, step"]),
         ("method", "dadl", ["The method is", "'dadl'", "lra-mb, lra-gr"]),
         ("matmul_precision", "int8", ["config.matmul_precision", "tensorfloat32, float32"]),

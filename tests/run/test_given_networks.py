@@ -22,6 +22,8 @@ from dfkd_jax.runtime.errors import UserError
 from tests.helpers.tiny import SMALL_NET, tiny_config, untrained_teacher
 from tests.helpers.trees import same_bits
 
+pytestmark = pytest.mark.slow
+
 QUIET = Console(quiet=True)
 SMALL = {"iterations_per_epoch": 1, "student.steps": 1, "epochs": 1}
 
@@ -67,7 +69,6 @@ def test_a_digest_is_of_names_shapes_types_and_values():
     assert teacher.digest(again) == teacher.digest(variables)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_with_its_teacher_wherever_that_lies(given, folder, tmp_path, monkeypatch):
     moved = shutil.copytree(given, tmp_path / "elsewhere")
     monkeypatch.chdir(given.parent)
@@ -121,7 +122,6 @@ def weights(directory):
     return teacher.load_teacher(directory, create_classifier(SMALL_NET, 10), (8, 8, 1))
 
 
-@pytest.mark.slow
 def test_a_run_that_trained_its_teacher_may_name_it(tmp_path):
     untrained_teacher(tmp_path / "teacher")
     config = tiny_config("mb-dfkd", **SMALL)
@@ -163,9 +163,7 @@ def first_states(monkeypatch, config, folder):
     return seen
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, pytest.param({"parallel.devices": 2}, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("fields", [{}, {"parallel.devices": 2}])
 def test_a_run_starts_from_the_student_of_another(given, finished, tmp_path, monkeypatch, fields):
     config = small(given, **{"student.checkpoint": str(finished), "epochs": 2, **fields})
     begun, second = first_states(monkeypatch, config, tmp_path)

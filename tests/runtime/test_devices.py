@@ -111,10 +111,11 @@ def test_the_compiled_epoch_runs_on_several_devices_too(x64, alone, mapping):
     "fields",
     [
         {},
-        pytest.param({"objective": "lra_concatenated"}, marks=pytest.mark.slow),
-        pytest.param({"meta.variant": "exact_hvp"}, marks=pytest.mark.slow),
+        {"objective": "lra_concatenated"},
+        {"meta.variant": "exact_hvp"},
     ],
 )
+@pytest.mark.slow
 def test_a_student_step_on_two_devices_is_that_on_one(x64, fields):
     states = []
     for count in (1, 2):

@@ -94,4 +94,4 @@ def _paths(config, prefix=""):
 def test_a_data_sets_settings_are_of_fields_that_some_method_has():
     config = default.get_config()
     with pytest.raises(KeyError, match=r"no method has a field 'replay\.capacty'|No method has"):
-        default.set_fields(config, {"replay.capacty": 3})
+        default.set_fields(config, {"replay.capacty": 3}, "digits")
