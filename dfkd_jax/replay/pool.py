@@ -139,10 +139,7 @@ def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ON
         return RetentionBatch(inputs, lax.stop_gradient(teacher(inputs)[0]), weight)
 
     def exhibit(pool: Pool, count: int, key: Key[Array, ""], teacher: Teacher) -> Batch:
-        del key
-        capacity = pool.images.shape[0]
-        newest = (int(pool.next) - 1) % capacity
-        shown = pool.images[newest, : count if int(pool.size) else 0]
+        shown = sample(pool, key, count if int(pool.size) else 0)
         inputs = normalize(shown, spec.mean, spec.std)
         logits = teacher(inputs)[0] if len(shown) else jnp.zeros((0, spec.num_classes))
         return Batch(inputs, logits)
@@ -155,7 +152,7 @@ def create(config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ON
         observes_after=(),
         observed_images=0,
         exhibit=exhibit,
-        title="pool, newest",
+        title="pool, at random",
         layout=Pool(**axes),
         split_sizes={"pool.batch_size": config.pool.batch_size},
         observes_rounds=True,

@@ -26,7 +26,7 @@ def panels(
     teacher_variables: Variables,
     spec: DatasetSpec,
 ) -> list[Panel]:
-    """Images of the generator and, with replay, of the memory, with what the teacher sees."""
+    """Images of the synthesizer and, with replay, of the memory, with what the teacher sees."""
 
     # Op by op there would be a hundred programs to compile.
     @partial(jax.jit, compiler_options=rarely_run())
@@ -35,7 +35,8 @@ def panels(
         return Batch(images, steps.view(parts, state, variables).teacher(images).logits)
 
     key = stream(state.key, "show", state.student_steps)
-    shown = [_panel("generator, now", generated(state, teacher_variables, key), spec)]
+    title = "last round" if parts.method.synthesizer.made else "generator, now"
+    shown = [_panel(title, generated(state, teacher_variables, key), spec)]
     replay = parts.method.replay
     if replay.replays:
         teacher = steps.view(parts, state, teacher_variables).teacher

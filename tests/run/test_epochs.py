@@ -29,8 +29,8 @@ def given(tmp_path_factory):
     return untrained_teacher(tmp_path_factory.mktemp("teacher"))
 
 
-def small(given, **fields):
-    return tiny_config("mb-dfkd", **{**SMALL, "teacher.checkpoint": str(given), **fields})
+def small(given, method="mb-dfkd", **fields):
+    return tiny_config(method, **{**SMALL, "teacher.checkpoint": str(given), **fields})
 
 
 def state_in(workdir, config):
@@ -85,6 +85,19 @@ def test_a_stopped_run_saves_the_epoch_and_goes_on_as_one_never_stopped(given, w
     run(config, tmp_path, QUIET)
     assert same_bits(state_in(tmp_path, config)[0][0], state_in(whole, config)[0][0])
     assert without_seconds(tmp_path) == without_seconds(whole)
+
+
+@pytest.mark.parametrize("method", ["fast", "cmi"])
+def test_a_run_of_rounds_goes_on_as_one_never_stopped(given, tmp_path, method):
+    """What rounds keep (generators, statistics, banks, pools) goes on too, out of the warm-up."""
+    config = small(given, method, epochs=3)
+    run(config, tmp_path / "whole", QUIET)
+    with pytest.raises(Stopped, match=r"^SIGTERM came; epoch 1 is saved\.$"):
+        run(config, tmp_path / "stopped", Signalling(r"epoch 1/3 "))
+    run(config, tmp_path / "stopped", QUIET)
+    states = [state_in(tmp_path / name, config)[0][0] for name in ("stopped", "whole")]
+    assert same_bits(*states) and int(states[0].replay.size) == 3  # 2 rounds, 1 and 1: of 24 images
+    assert without_seconds(tmp_path / "stopped") == without_seconds(tmp_path / "whole")
 
 
 def test_a_killed_run_goes_on_after_the_last_checkpoint(given, whole, tmp_path, monkeypatch):
