@@ -56,7 +56,7 @@ DIGITS = {
     "pool.capacity": 12_800,
     "pool.batch_size": 128,
 }
-"""The same for the digits: 2,000 student steps of 128 images, as every method has there."""
+"""The same for the digits: an epoch of warm-up, then 1,800 student steps of 128 images."""
 
 GENERATOR: Fields = {
     "generator.latent_dim": Field(256, generator_lib.FIELDS["generator.latent_dim"].rule, "of z"),
