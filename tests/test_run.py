@@ -128,8 +128,11 @@ def assert_same_run(whole, workdir):
     assert same_bits(state, expected)  # bit for bit, bank and all
     assert without_seconds(workdir / "metrics.jsonl") == without_seconds(whole / "metrics.jsonl")
     a, b = (files.read_json(w / "summary.json") for w in (workdir, whole))
-    timing = {"seconds": 0, "seconds_per_student_step": 0, "peak_memory_bytes": 0}
-    assert {**a, **timing} == {**b, **timing}
+    a, b = (
+        {k: v for k, v in summary.items() if not k.startswith(("seconds", "peak_memory"))}
+        for summary in (a, b)
+    )
+    assert a == b and a["student_images"] > 0
 
 
 def test_a_run_killed_twice_ends_as_one_never_killed(whole, environment, tmp_path):

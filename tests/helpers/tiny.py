@@ -61,6 +61,8 @@ def tiny_config(method="lra-mb", **fields):
     config = digits.get_config(method)
     own = default.fields(method)
     parts = {name: value for name, value in TINY_PARTS.items() if name in own}
+    if config.replay.kind != "pool":
+        parts = {name: value for name, value in parts.items() if not name.startswith("pool.")}
     config.update_from_flattened_dict({**TINY, **parts, **fields})
     return config
 
