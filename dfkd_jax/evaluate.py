@@ -309,9 +309,10 @@ def main(arguments: Sequence[str]) -> int | None:
     path = Path(arguments[1])
     default = (path if path.is_dir() else path.parent) / "evaluation.json"
     try:
-        found = evaluate(path, CONFIG.value, BATCH.value)
-        if JUDGE.value is not None:
-            found |= judged(path, Path(JUDGE.value), CONFIG.value)
+        # First, as its folder may be mistaken.
+        judge = None if JUDGE.value is None else Path(JUDGE.value)
+        opinion = {} if judge is None else judged(path, judge, CONFIG.value)
+        found = {**evaluate(path, CONFIG.value, BATCH.value), **opinion}
         files.write_json(OUTPUT.value or default, found)
     except files.CannotWrite as error:
         return fail(f"{error}.", 2)

@@ -294,6 +294,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export what the arguments name; the exit code."""
     try:
         given = _parser().parse_args(arguments)
+        if given.count and given.format != IMAGES:
+            raise UserError(
+                f"--count is {given.count} but --format is {given.format}; allowed is {IMAGES}."
+            )
         if given.format == IMAGES:
             output = given.output or given.folder / "export" / IMAGES
             found = generated.generated_images(given.folder, given.count)

@@ -24,7 +24,7 @@ class Plan(NamedTuple):
     # Iterations at the start of a run in which the student takes no step. The synthesizer acts, and
     # a replay scheme that observes its rounds does so.
     warm_up: int = 0
-    warm_up_rounds: int = 1  # in each of these iterations, in the place of `rounds`
+    warm_up_rounds: int = 1  # in each of these iterations, instead of `rounds`
 
 
 class Method(NamedTuple):

@@ -48,6 +48,7 @@ _SHEET = {
     "epochs": 220,
     "batch_size": 256,
     "pool.batch_size": 256,
+    "pool.capacity": 102_400,
     "synthesis.augment": "jitter",
     "synthesis.learning_rate": 0.05,
     "synthesis.steps": 2000,

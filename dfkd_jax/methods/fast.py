@@ -70,6 +70,7 @@ _SHEET = {
     "epochs": 220,
     "batch_size": 256,
     "pool.batch_size": 256,
+    "pool.capacity": 61_440,
     "generator.latent_dim": 256,
     "generator.channels": (128, 64),
     "synthesis.warm_up": 20,

@@ -15,7 +15,8 @@ from dfkd_jax.runtime.fields import Field, at_least
 
 FIELDS = {
     **adversarial_family.FIELDS,
-    "loss.attention": Field(250.0, at_least(0), "β, the student's attention to the teacher's maps"),
+    # 0 for runs of versions that did not have the term.
+    "loss.attention": Field(0.0, at_least(0), "β, the student's attention to the teacher's maps"),
 }
 
 PRESETS = {
@@ -25,6 +26,7 @@ PRESETS = {
         "loss.distance": "kl",
         "loss.adversarial_form": "kl",
         "loss.adversarial_temperature": 1.0,
+        "loss.attention": 250.0,
     }
 }
 

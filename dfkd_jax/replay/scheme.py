@@ -58,7 +58,7 @@ class Replay(NamedTuple):
     split_sizes: Mapping[str, int] = MappingProxyType({})
     # It observes a whole batch of the synthesizer's after each of its rounds, in warm-up too.
     observes_rounds: bool = False
-    # (replay state, the synthesizer's) -> replay state, in the place of `observe` after a round.
+    # (replay state, the synthesizer's) -> replay state, instead of `observe` after a round.
     follow: Callable[[Any, Any], Any] | None = None
     capacity: str = ""  # the field of the configuration that says how many images are kept
 

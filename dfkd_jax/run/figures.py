@@ -74,7 +74,7 @@ def learning_curve(
         label = f"teacher {teacher_accuracy:.2f}"
         accuracy.axhline(teacher_accuracy, color=GREY, linestyle="--", linewidth=1.2, label=label)
         _draw_progress(accuracy, epochs, _series(history, ACCURACY))
-    panel(student, "student's losses", "mean |S − T|, logits")
+    panel(student, "student's losses", "d(S, T), mean over the images")
     _line(student, epochs, _series(history, "acquisition_loss"), BLUE, "acquisition")
     retention = _series(history, "retention_loss")
     _line(student, epochs, retention, ORANGE, "retention", missing="no replay")
@@ -85,7 +85,9 @@ def learning_curve(
     alignment.axhline(0, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
     alignment.set_ylim(-1.05, 1.05)
     cosines = _series(history, "gradient_alignment")
-    _line(alignment, epochs, cosines, GREEN, missing="no replay")
+    # Without acquisition, or where nobody asked for it, there is replay and no alignment.
+    replayed = np.any(np.isfinite(retention))
+    _line(alignment, epochs, cosines, GREEN, missing="not measured" if replayed else "no replay")
 
     for axes in (generator, alignment):
         axes.set_xlabel("epoch")

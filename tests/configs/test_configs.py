@@ -8,7 +8,9 @@ from configs import digits
 from dfkd_jax.data import splits as data
 from dfkd_jax.methods import table as methods
 from dfkd_jax.run.config import to_dict
+from dfkd_jax.run.resume import other_fields
 from dfkd_jax.run.setup import parse
+from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.fields import get
 
@@ -64,3 +66,27 @@ def test_the_authors_settings_are_a_configuration_of_their_own():
         assert config.generator.student_mode == "eval_after_test"
         assert config.replay.recall_running_statistics
         assert config.replay.accumulate_recall_gradient
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if m not in ("mad", "zskt")])
+def test_a_pool_has_room_for_all_that_a_run_makes(name, method):
+    """As the folders of images in the sources, which only grow."""
+    config = importlib.import_module(f"configs.{name}").get_config(method)
+    if config.replay.kind != "pool":
+        return
+    synthesis, iterations = config.synthesis, config.epochs * config.iterations_per_epoch
+    rounds = synthesis.warm_up * synthesis.warm_up_rounds
+    rounds += (iterations - synthesis.warm_up) * synthesis.rounds
+    assert config.pool.capacity >= rounds * config.batch_size
+
+
+def test_an_old_run_of_zskt_had_no_attention(tmp_path):
+    """Its configuration lacks the field: to go on with the term would be another run."""
+    config = digits.get_config("zskt")
+    stored = to_dict(config)
+    del stored["loss"]["attention"]
+    files.write_json(tmp_path / "config.json", stored)
+    assert other_fields(tmp_path, config, {}) == ["loss.attention: 0.0 → 250.0"]
+    config.loss.attention = 0.0
+    assert other_fields(tmp_path, config, {}) == []

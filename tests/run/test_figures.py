@@ -96,6 +96,10 @@ def test_a_run_without_replay_says_so(tmp_path, drawn):
     figures.learning_curve(HISTORIES["no replay"], 97.5, tmp_path / "curve.png")
     _, losses, _, alignment = drawn[0].axes
     assert "no replay" in texts(alignment)
+    replayed = [record(e, acquisition_loss=None, gradient_alignment=None) for e in range(1, 9)]
+    figures.learning_curve(replayed, 97.5, tmp_path / "curve.png")
+    other = drawn[-1].axes[3]
+    assert "not measured" in texts(other) and "no replay" not in texts(other)
     assert "retention: no replay" in [t.get_text() for t in losses.get_legend().get_texts()]
 
 

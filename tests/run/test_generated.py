@@ -109,6 +109,10 @@ def test_what_cannot_be_exported_is_one_sentence(runs, tmp_path, capsys):
     for arguments, words in (
         ([str(tmp_path), "--format=images"], "holds no config.json"),
         ([str(runs / "fast"), "--format=images", "--count=0"], "'0' is not a number of 1 or more"),
+        (
+            [str(runs / "fast"), "--format=safetensors", "--count=5"],
+            "--count is 5 but --format is safetensors; allowed is images.",
+        ),
     ):
         try:
             code = export.main(arguments)
