@@ -3,8 +3,8 @@
 An iteration is config.synthesis.rounds rounds of synthesis, each of which adds a batch of images to
 the pool, then config.student.steps steps of the student on batches of the pool. So CMI,
 Fast-Datafree and NAYER distil: KL(T ‖ S) at temperature 20, SGD, weight decay 1e-4, random crops
-and flips of what the pool holds. The pool has room for all that a run makes. The methods differ in what
-a round optimises, and on what loss.
+and flips of what the pool holds. The pool has room for all that a run makes. The methods differ in
+what a round optimises, and on what loss.
 
 Their codes take an epoch of 400 student steps; here that is one iteration, and an epoch of the
 configuration is one iteration too.
