@@ -22,7 +22,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from dfkd_jax.distillation import steps
-from dfkd_jax.distillation.epoch import nothing_measured, recorded
+from dfkd_jax.distillation.epoch import nothing_measured, recorded, steps_of
 from dfkd_jax.distillation.state import layout_of
 from dfkd_jax.networks import convolution
 from dfkd_jax.run import command_line
@@ -66,16 +66,16 @@ def cost(config: ml_collections.ConfigDict, devices: Devices, step: str) -> Cost
     Args:
       config: of a run.
       devices: under shard_map; their memory is not used.
-      step: of `dfkd_jax.distillation.steps`, such as "student_step".
+      step: of `dfkd_jax.distillation.epoch.Steps`, such as "student".
     """
     setup = parse(config, reads_data=False)
     whole, parts = create_parts(setup), create_parts(setup, devices.axis)
     state = jax.eval_shape(lambda: steps.init(whole, jax.random.key(0)))
     image = jnp.zeros((2, *whole.image_shape))
     teacher = jax.eval_shape(lambda: parts.teacher.init(jax.random.key(0), image, train=False))
-    carry = (state, jax.eval_shape(partial(nothing_measured, whole), state, teacher))
+    carry = (state, jax.eval_shape(partial(nothing_measured, steps_of(whole)), state, teacher))
     layout = (layout_of(whole.method), WHOLE)
-    function = mapped(devices, layout).step(recorded(getattr(steps, step), parts))
+    function = getattr(recorded(steps_of(parts), mapped(devices, layout).step), step)
     compiled = function.lower(carry, teacher).compile()
     counted, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return Cost(
@@ -107,11 +107,11 @@ def main(arguments: list[str]) -> None:
             flush=True,
         )
 
-    row("generator", "update_step")
+    row("generator", "update")
     if config.replay.kind == "generative":
-        row("observe", "observe_step")
+        row("observe", "observe")
     for variant in chosen_gradients(default=("none", "first_order", "exact", "exact_hvp")):
-        row(f"student, {variant}", "student_step", with_gradient(config, variant))
+        row(f"student, {variant}", "student", with_gradient(config, variant))
 
 
 if __name__ == "__main__":

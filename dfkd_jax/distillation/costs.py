@@ -59,13 +59,19 @@ def of_run(parts: Parts, iterations: int) -> Costs:
     learning = iterations - warming
     rounds = warming * plan.warm_up_rounds + learning * plan.rounds
     student_steps = learning * plan.student_steps
-    total = of_step(parts, steps.update_step).times(rounds * plan.updates)
+    calls = {steps.update_step: rounds * plan.updates, steps.student_step: student_steps}
     if replay.observes_rounds:
-        total = total.plus(of_step(parts, steps.observe_round_step).times(rounds))
+        calls[steps.observe_round_step] = rounds
     if any(replay.observes_after):
-        observed = learning * sum(replay.observes_after)
-        total = total.plus(of_step(parts, steps.observe_step).times(observed))
-    total = total.plus(of_step(parts, steps.student_step).times(student_steps))
+        calls[steps.observe_step] = learning * sum(replay.observes_after)
+    images = jnp.zeros((2, *parts.image_shape))
+    state = jax.eval_shape(partial(steps.init, parts), jax.random.key(0))
+    variables = jax.eval_shape(
+        lambda key: parts.teacher.init(key, images, train=False), jax.random.key(0)
+    )
+    total = Costs(0, 0, 0, 0).plus(
+        *(_of_step(parts, step, state, variables).times(count) for step, count in calls.items())
+    )
     # A synthesizer that keeps what it has made gives that; another makes a batch for each step.
     batches = rounds if parts.method.synthesizer.made else student_steps
     return total._replace(
@@ -73,7 +79,7 @@ def of_run(parts: Parts, iterations: int) -> Costs:
     )
 
 
-def of_step(parts: Parts, step: Callable[..., Any]) -> Costs:
+def _of_step(parts: Parts, step: Callable[..., Any], state: Any, variables: Any) -> Costs:
     """The images that one call of a step shows teacher and student; traced, not computed."""
     teacher, student = _Counted(parts.teacher), _Counted(parts.student)
     synthesizer = parts.method.synthesizer
@@ -83,11 +89,6 @@ def of_step(parts: Parts, step: Callable[..., Any]) -> Costs:
         teacher=teacher,
         student=student,
         method=parts.method._replace(synthesizer=synthesizer),
-    )
-    images = jnp.zeros((2, *parts.image_shape))
-    state = jax.eval_shape(partial(steps.init, parts), jax.random.key(0))
-    variables = jax.eval_shape(
-        lambda key: parts.teacher.init(key, images, train=False), jax.random.key(0)
     )
     jax.eval_shape(partial(step, counted), state, variables)
     return Costs(0, 0, teacher.images, student.images)

@@ -68,12 +68,14 @@ def create_epoch(
     on_cpu = jax.default_backend() == "cpu"
     if loop == "auto":
         loop = "step" if on_cpu else "scan"
+    taken = steps_of(parts)
     if loop == "scan":
-        run = _scanned(parts, mapped)
+        run = _scanned(parts, taken, mapped)
     else:
         # Elsewhere waiting for the synthesis would leave the device idle.
-        run = _stepped(parts, mapped, clock if on_cpu else None)
-    nothing = jax.jit(partial(nothing_measured, whole), out_shardings=shardings)
+        run = _stepped(parts, taken, mapped, clock if on_cpu else None)
+    of_whole = taken if whole is parts else steps_of(whole)
+    nothing = jax.jit(partial(nothing_measured, of_whole), out_shardings=shardings)
     finish = jax.jit(lambda state, sums: averages(sums) | finite_parts(state, sums))
 
     def epoch(state: DistillState, teacher: Any) -> tuple[DistillState, dict[str, jax.Array]]:
@@ -84,13 +86,43 @@ def create_epoch(
     return epoch
 
 
-def nothing_measured(parts: Parts, state: DistillState, teacher: Any) -> Metrics:
+class Steps(NamedTuple):
+    """The steps of an iteration; None where a role has nothing to do."""
+
+    begin: Callable | None
+    update: Callable
+    finish: Callable | None
+    observe_round: Callable | None
+    student: Callable
+    observe: Callable | None
+
+
+def steps_of(parts: Parts) -> Steps:
+    """The steps of these parts, (state, teacher variables) -> (state, what it measures).
+
+    Each is traced once, however many functions call it, and becomes a part of them.
+    """
+
+    def one(step: Callable) -> Callable:
+        bound = partial(step, parts)
+        bound.__name__ = step.__name__  # by which profiles and caches show the compiled program
+        return jax.jit(bound, inline=True)
+
+    synthesizer, replay = parts.method.synthesizer, parts.method.replay
+    return Steps(
+        begin=one(steps.begin_step) if synthesizer.begin else None,
+        update=one(steps.update_step),
+        finish=one(steps.finish_step) if synthesizer.finish else None,
+        observe_round=one(steps.observe_round_step) if replay.observes_rounds else None,
+        student=one(steps.student_step),
+        observe=one(steps.observe_step) if any(replay.observes_after) else None,
+    )
+
+
+def nothing_measured(taken: Steps, state: DistillState, teacher: Any) -> Metrics:
     """Sums of 0 for all that the steps measure; nothing is computed."""
-    replay = parts.method.replay
-    every = [steps.update_step, steps.student_step]
-    every += [steps.observe_step] if any(replay.observes_after) else []
-    every += [steps.observe_round_step] if replay.observes_rounds else []
-    of_each = [jax.eval_shape(partial(step, parts), state, teacher)[1] for step in every]
+    every = (taken.update, taken.student, taken.observe, taken.observe_round)
+    of_each = [jax.eval_shape(step, state, teacher)[1] for step in every if step]
     names = {name: mean for metrics in of_each for name, mean in metrics.items()}
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), names)
 
@@ -106,42 +138,27 @@ def finite_parts(state: DistillState, sums: Metrics | None = None) -> dict[str, 
     return found if sums is None else {**found, "finite": all_finite(sums)}
 
 
-def recorded(step: Callable[..., tuple[DistillState, Metrics]], parts: Parts) -> Step:
-    """A step of `steps` on a state and sums, to which what it measures is added."""
+def recorded(taken: Steps, map_step: Callable[[Step], Step] = lambda step: step) -> Steps:
+    """The steps on a state and sums, to which what each measures is added.
 
-    def record(carry: Carry, teacher: Any) -> Carry:
-        state, sums = carry
-        state, metrics = step(parts, state, teacher)
-        return state, add(sums, metrics)
+    Args:
+      taken: on a state alone.
+      map_step: what becomes of each after that.
+    """
 
-    record.__name__ = step.__name__  # by which profiles and caches show the compiled program
-    return record
+    def one(step: Callable | None) -> Step | None:
+        if step is None:
+            return None
 
+        def record(carry: Carry, teacher: Any) -> Carry:
+            state, sums = carry
+            state, metrics = step(state, teacher)
+            return state, add(sums, metrics)
 
-class _Steps(NamedTuple):
-    """The steps of an iteration on `Carry`; None where a role has nothing to do."""
+        record.__name__ = step.__name__
+        return map_step(record)
 
-    begin: Step | None
-    update: Step
-    finish: Step | None
-    observe_round: Step | None
-    student: Step
-    observe: Step | None
-
-
-def _recorded_steps(parts: Parts, map_step: Callable[[Step], Step] = lambda step: step) -> _Steps:
-    def one(step: Callable) -> Step:
-        return map_step(recorded(step, parts))
-
-    synthesizer, replay = parts.method.synthesizer, parts.method.replay
-    return _Steps(
-        begin=one(steps.begin_step) if synthesizer.begin else None,
-        update=one(steps.update_step),
-        finish=one(steps.finish_step) if synthesizer.finish else None,
-        observe_round=one(steps.observe_round_step) if replay.observes_rounds else None,
-        student=one(steps.student_step),
-        observe=one(steps.observe_step) if any(replay.observes_after) else None,
-    )
+    return Steps(*map(one, taken))
 
 
 def observes_after(parts: Parts) -> tuple[bool, ...]:
@@ -149,9 +166,9 @@ def observes_after(parts: Parts) -> tuple[bool, ...]:
     return parts.method.replay.observes_after or (False,) * parts.method.plan.student_steps
 
 
-def _scanned(parts: Parts, mapped: Mapped) -> Step:
+def _scanned(parts: Parts, taken: Steps, mapped: Mapped) -> Step:
     plan = parts.method.plan
-    step = _recorded_steps(parts)
+    step = recorded(taken)
     observes = jnp.asarray(observes_after(parts))
 
     def epoch(carry: Carry, teacher: Any) -> Carry:
@@ -200,9 +217,9 @@ def _scanned(parts: Parts, mapped: Mapped) -> Step:
     return mapped.step(epoch)
 
 
-def _stepped(parts: Parts, mapped: Mapped, clock: Clock | None) -> Step:
+def _stepped(parts: Parts, taken: Steps, mapped: Mapped, clock: Clock | None) -> Step:
     plan = parts.method.plan
-    step = _recorded_steps(parts, mapped.step)
+    step = recorded(taken, mapped.step)
 
     def epoch(carry: Carry, teacher: Any) -> Carry:
         def take(one: Step | None) -> None:
