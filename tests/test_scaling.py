@@ -48,7 +48,7 @@ def test_exact_sends_one_gradient_more_than_first_order(measured, expected):
     for variant in expected:
         fields = {"student.model": name, "meta.measure_alignment": measured}
         config = with_gradient(tiny_config("lra-mb", **fields), variant)
-        sent = cost(config, on(2, "shard_map"), "student_step").collectives
+        sent = cost(config, on(2, "shard_map"), "student").collectives
         assert set(sent) == {"all-reduce"}
         gradients[variant], rest = divmod(sent["all-reduce"][1], size)
         assert rest < 0.1 * size

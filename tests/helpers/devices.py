@@ -19,6 +19,9 @@ def on(count, mapping="pmap"):
     return Devices(Mesh(np.array(jax.devices()[:count]), (AXIS,)), mapping)
 
 
+_STARTS = {}
+
+
 def start(config, some):
     """The algorithm on these devices, its first state and a teacher, in float64."""
     setup = parse(config)
@@ -26,7 +29,12 @@ def start(config, some):
     if jax.process_count() > 1:
         state = cast(algorithm.init(1), jnp.float64)
     else:  # drawing it takes long to compile, and this way only once, not per number of devices
-        state = cast(create_algorithm(setup, on(1)).init(1), jnp.float64)
+        key = config.copy_and_resolve_references()
+        key.parallel.devices = key.loop = key.epochs = key.iterations_per_epoch = None
+        key = key.to_json(sort_keys=True)
+        if key not in _STARTS:
+            _STARTS[key] = create_algorithm(setup, on(1)).init(1)
+        state = cast(jax.tree.map(jnp.copy, _STARTS[key]), jnp.float64)
         layout = layout_of(algorithm.parts.method)
         state = jax.device_put(state, some.shardings(layout))
     images = jnp.zeros((2, *SPEC.image_shape))

@@ -47,24 +47,37 @@ def algorithm_of(method, loop, count):
     return create_algorithm(setup, some), some
 
 
-def prepared(algorithm, some):
-    """The first state and a teacher, in float64."""
+def start(algorithm):
+    """The first state and a teacher."""
     teacher = algorithm.parts.teacher
     images = jnp.zeros((2, *algorithm.parts.image_shape))
     variables = jax.jit(lambda key: teacher.init(key, images, train=False))(jax.random.key(99))
-    variables = some.put(jax.tree.map(np.asarray, cast(variables, jnp.float64)))
-    state = cast(algorithm.init(1), jnp.float64)
-    return jax.device_put(state, some.shardings(layout_of(algorithm.parts.method))), variables
+    return algorithm.init(1), variables
 
 
-def test_both_loops_and_two_devices_give_the_same_numbers(method, x64, tmp_path):
+@pytest.fixture(scope="module")
+def single(method):
+    """On one device: (algorithm, devices, first state and teacher)."""
+    with jax.enable_x64(True):
+        algorithm, some = algorithm_of(method, "step", 1)
+        return algorithm, some, start(algorithm)
+
+
+def placed(started, algorithm, some):
+    """A copy in float64 on these devices."""
+    state, variables = jax.tree.map(jnp.copy, cast(started, jnp.float64))
+    state = jax.device_put(state, some.shardings(layout_of(algorithm.parts.method)))
+    return state, some.put(jax.tree.map(np.asarray, variables))
+
+
+def test_both_loops_and_two_devices_give_the_same_numbers(method, single, x64, tmp_path):
     """An epoch reads nothing back, leaves the teacher alone, and what is saved is the state."""
-    found = []
-    for loop, count in (("step", 1), ("scan", 2)):
-        algorithm, some = algorithm_of(method, loop, count)
-        state, variables = prepared(algorithm, some)
+    found, (*one, started) = [], single
+    for algorithm, some in (one, algorithm_of(method, "scan", 2)):
+        state, variables = placed(started, algorithm, some)
         before = jax.tree.map(np.array, variables)
-        algorithm.epoch(*prepared(algorithm, some))  # compiles, which may move constants
+        # Compiles, which may move constants.
+        algorithm.epoch(*placed(started, algorithm, some))
         with jax.transfer_guard_device_to_host("disallow"):
             state, metrics = algorithm.epoch(state, variables)
         assert same_bits(before, jax.tree.map(np.array, variables))
@@ -89,11 +102,9 @@ def test_both_loops_and_two_devices_give_the_same_numbers(method, x64, tmp_path)
     assert same_bits(restored, first) and history == [{"epoch": 1}]
 
 
-def test_each_step_changes_what_is_its_own(method):
-    algorithm, some = algorithm_of(method, "step", 1)
-    parts, state = algorithm.parts, algorithm.init(1)
-    images = jnp.zeros((2, *parts.image_shape))
-    teacher = parts.teacher.init(jax.random.key(99), images, train=False)
+def test_each_step_changes_what_is_its_own(single, x64):
+    algorithm, some, started = single
+    parts, (state, teacher) = algorithm.parts, placed(started, algorithm, some)
     own = {
         steps.begin_step: {"synthesizer"},
         steps.update_step: {"synthesizer", "updates"},

@@ -18,6 +18,7 @@ from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
 FIELDS = {"batch_size": 16, "replay.entry_size": 8, "parallel.devices": 0}
+METHOD = "mb-dfkd"  # a split memory bank, and a student step that compiles in half of LRA's time
 
 
 def free_port():
@@ -50,7 +51,8 @@ def run(environment, workdir, count, devices, **fields):
             f"--num_processes={count}",
             f"--process_id={index}",
         ]
-        return command(workdir, *(several if count > 1 else []), **{**FIELDS, **fields})
+        several = several if count > 1 else []
+        return command(workdir, *several, method=METHOD, **{**FIELDS, **fields})
 
     return started(environment, count, devices, arguments)
 
