@@ -5,6 +5,7 @@ from Python without ever reading a value back: on CPU, XLA runs convolutions ins
 and branches tens of times slower than outside of them. Both give the same numbers.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -104,9 +105,12 @@ def steps_of(parts: Parts) -> Steps:
     """
 
     def one(step: Callable) -> Callable:
-        bound = partial(step, parts)
-        bound.__name__ = step.__name__  # by which profiles and caches show the compiled program
-        return jax.jit(bound, inline=True)
+        @partial(jax.jit, inline=True)
+        @functools.wraps(step)  # by whose name profiles and caches show the compiled program
+        def bound(state: DistillState, teacher: Any) -> tuple[DistillState, Metrics]:
+            return step(parts, state, teacher)
+
+        return bound
 
     synthesizer, replay = parts.method.synthesizer, parts.method.replay
     return Steps(
@@ -158,7 +162,7 @@ def recorded(taken: Steps, map_step: Callable[[Step], Step] = lambda step: step)
         record.__name__ = step.__name__
         return map_step(record)
 
-    return Steps(*map(one, taken))
+    return Steps._make(map(one, taken))
 
 
 def observes_after(parts: Parts) -> tuple[bool, ...]:
