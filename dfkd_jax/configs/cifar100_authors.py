@@ -16,7 +16,7 @@ def get_config(method: str = "lra-mb-detached"):
     they would be if the retention term reached the student, with the code's objective.
     """
     config = cifar100.get_config(method)
-    if config.objective in ("joint", "concatenated"):
+    if method.startswith(("mb-", "pre-")):
         config.batch_size = 1024
     set_fields(
         config,

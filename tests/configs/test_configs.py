@@ -64,7 +64,7 @@ def test_the_papers_hyper_parameters():
 
 def test_the_authors_settings_are_a_configuration_of_their_own():
     """Twice the batch in half the steps for joint replay, and the habits of their code."""
-    from configs import cifar100_authors
+    from configs import cifar100, cifar100_authors
 
     joint = cifar100_authors.get_config("mb-dfkd-concatenated")
     sizes = (joint.batch_size, joint.iterations_per_epoch, joint.replay.entry_size)
@@ -72,6 +72,7 @@ def test_the_authors_settings_are_a_configuration_of_their_own():
     lra = cifar100_authors.get_config("lra-gr")
     assert (lra.batch_size, lra.iterations_per_epoch, lra.replay.entry_size) == (512, 72, 64)
     assert (lra.objective, lra.meta.inner_weight_decay) == ("lra_concatenated", 5e-4)
+    assert cifar100_authors.get_config("mad").batch_size == cifar100.get_config("mad").batch_size
     shipped = cifar100_authors.get_config()
     assert (shipped.objective, shipped.meta.variant) == ("lra_concatenated", "detached")
     for config in (joint, lra, shipped):
