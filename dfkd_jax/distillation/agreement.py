@@ -8,10 +8,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from dfkd_jax.distillation import steps
+from dfkd_jax.distillation.objectives import alignment
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.distillation.steps import Parts, Variables
 from dfkd_jax.losses.terms import l1_distance
-from dfkd_jax.replay.scheme import RetentionBatch
+from dfkd_jax.replay.scheme import Batch, RetentionBatch
 from dfkd_jax.runtime.arrays import AnyArray
 from dfkd_jax.runtime.draw import stream
 
@@ -62,7 +63,10 @@ def create_agreement(parts: Parts) -> Agreement:
     - `generated_class_share`: percent of the generated images in the class that is the teacher's
       arg max most often, in [100/K, 100];
     - `generated_spread`: see `spread`;
-    - `early_agreement`: percent of the images that were generated after the first epoch.
+    - `early_agreement`: percent of the images that were generated after the first epoch;
+    - `gradient_alignment`, of an objective that looks at replayed images alone: the cosine of
+      ∇L_acq(θ) on the generated images and ∇L_ret(θ) on a recalled batch, the student in training
+      mode; other objectives measure it in every step.
 
     Those of the memory are NaN without replay and while there is nothing to replay.
     """
@@ -102,8 +106,14 @@ def create_agreement(parts: Parts) -> Agreement:
             measured[f"{name}_agreement"] = 100.0 * jnp.mean(same)
             measured[f"{name}_distance"] = jnp.mean(l1_distance(logits, wanted))
         if replay.replays:
+            if parts.method.objective.aligns_later:
+                first = jax.tree.map(lambda leaf: leaf[0], recalled)
+                batch = Batch(*sets["generated"])
+                losses = steps.student_losses(parts, teacher, state.student, batch, first)
+                measured["gradient_alignment"] = alignment(losses, state.student.params)
             some = recalled.weight[0] > 0
-            measured |= {name: jnp.where(some, measured[name], jnp.nan) for name in nothing}
+            of_replayed = {*nothing, "gradient_alignment"} & measured.keys()
+            measured |= {name: jnp.where(some, measured[name], jnp.nan) for name in of_replayed}
         return measured
 
     return measure

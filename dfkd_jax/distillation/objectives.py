@@ -54,7 +54,10 @@ FIELDS = {
     ),
     "meta.inner_steps": Field(1, at_least(1), "gradient steps from θ to θ'"),
     "meta.measure_alignment": Field(
-        True, None, "measure the cosine of ∇L_ret and ∇L_acq at θ, one more backward pass"
+        True,
+        None,
+        "measure the cosine of ∇L_ret and ∇L_acq at θ: one more backward pass a step, or, of the "
+        "objective retention, two an epoch",
     ),
 }
 
@@ -82,10 +85,13 @@ class Objective(NamedTuple):
     Attributes:
       descent: (losses, θ) -> Descent.
       acquires: whether it looks at the fresh batch, which is not made otherwise.
+      aligns_later: whether the alignment is measured after each epoch, as `alignment` has it, and
+        not by the steps.
     """
 
     descent: Callable[[StudentLosses, Any], Descent]
     acquires: bool = True
+    aligns_later: bool = False
 
 
 def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Objective:
@@ -94,7 +100,8 @@ def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Obj
     Every one but "retention" measures `acquisition_loss`. Those that replay measure
     `retention_loss` (without λ; of "concatenated" both are of its one pass) and `replayed_share`,
     the share of the steps that had something to replay, in [0, 1]; those that do both measure, with
-    config.meta.measure_alignment, `gradient_alignment`.
+    config.meta.measure_alignment, `gradient_alignment`. "retention" leaves that to the end of an
+    epoch, as its steps know one gradient only.
 
     Args:
       config: of the run: objective, retention_weight and meta.
@@ -116,7 +123,8 @@ def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Obj
     if config.objective == "acquisition":
         return Objective(partial(acquisition, axis=axis))
     if config.objective == "retention":
-        return Objective(partial(retention, axis=axis), acquires=False)
+        later = config.meta.measure_alignment
+        return Objective(partial(retention, axis=axis), acquires=False, aligns_later=later)
     if config.objective == "concatenated":
         measure_alignment = config.meta.measure_alignment
         return Objective(partial(concatenated, axis=axis, measure_alignment=measure_alignment))
@@ -158,12 +166,17 @@ def concatenated(
     (_, (acquired, retained, statistics)), gradient = jax.value_and_grad(
         losses.concatenated, has_aux=True
     )(params)
-    alignment = None
+    aligned = None
     if measure_alignment:
-        both = (losses.acquisition, losses.retention)
-        alignment = cosine(*(axis.mean(jax.grad(f, has_aux=True)(params)[0]) for f in both))
-    metrics = _of_both(losses, axis.mean(acquired), axis.mean(retained), alignment)
+        aligned = alignment(losses, params, axis=axis)
+    metrics = _of_both(losses, axis.mean(acquired), axis.mean(retained), aligned)
     return Descent(axis.mean(gradient), statistics, metrics)
+
+
+def alignment(losses: StudentLosses, params: Any, *, axis: Axis = ONE) -> Float[Array, ""]:
+    """The cosine of ∇L_acq(θ) and ∇L_ret(θ), in [−1, 1]."""
+    both = (losses.acquisition, losses.retention)
+    return cosine(*(axis.mean(jax.grad(f, has_aux=True)(params)[0]) for f in both))
 
 
 def with_retention(
@@ -205,7 +218,7 @@ def _of_both(
     losses: StudentLosses,
     acquired: Float[Array, ""],
     retained: Float[Array, ""],
-    alignment: Float[Array, ""] | None,
+    aligned: Float[Array, ""] | None,
 ) -> Metrics:
     """What is measured of both batches; that of the replayed one counts where there is one."""
     metrics = {
@@ -213,6 +226,6 @@ def _of_both(
         "retention_loss": measured(retained, losses.replayed),
         "replayed_share": measured(losses.replayed),
     }
-    if alignment is not None:
-        metrics["gradient_alignment"] = measured(alignment, losses.replayed)
+    if aligned is not None:
+        metrics["gradient_alignment"] = measured(aligned, losses.replayed)
     return metrics

@@ -85,7 +85,7 @@ def learning_curve(
     alignment.axhline(0, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
     alignment.set_ylim(-1.05, 1.05)
     cosines = _series(history, "gradient_alignment")
-    # Without acquisition, or where nobody asked for it, there is replay and no alignment.
+    # Where nobody asked for it there is replay and no alignment.
     replayed = np.any(np.isfinite(retention))
     _line(alignment, epochs, cosines, GREEN, missing="not measured" if replayed else "no replay")
 

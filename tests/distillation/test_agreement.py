@@ -1,13 +1,17 @@
 """Agreement of student and teacher: the numbers, what they are measured on, and what they leave."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dfkd_jax.distillation.agreement import create_agreement
+from dfkd_jax.distillation.steps import begin_step, finish_step, generated, update_step, view
 from dfkd_jax.replay import memory_bank
 from dfkd_jax.run.setup import create_parts, parse
+from dfkd_jax.runtime.draw import stream
 from tests.helpers.tiny import build, tiny_config
 
 KINDS = {"memory_bank": "lra-mb", "generative": "lra-gr", "none": "no-replay"}
@@ -102,3 +106,41 @@ def test_every_kind_of_replay_is_measured(kind):
     }
     assert np.isnan(measured["memory_distance"]) == (kind == "none")
     assert np.isnan(measured["memory_agreement"]) == (kind == "none")
+
+
+def test_an_objective_of_replayed_images_alone_has_its_alignment_measured():
+    """As two gradients by hand on the images that are measured; NaN while the pool is empty."""
+    built, state, teacher = build(tiny_config("fast"))
+    parts, replay = built.parts, built.parts.method.replay
+    measure = jax.jit(create_agreement(parts))
+    assert np.isnan(measure(state, teacher)["gradient_alignment"])
+    pixels = jax.random.randint(jax.random.key(3), state.replay.images.shape, 0, 256)
+    for step in (begin_step, update_step, finish_step):  # its first images are all alike
+        state, _ = jax.jit(partial(step, parts))(state, teacher)
+    size = jnp.full_like(state.replay.size, state.replay.images.shape[0])
+    pool = state.replay.replace(images=pixels.astype(jnp.uint8), size=size)
+    state = state.replace(replay=pool)
+
+    def logits_of(images):
+        return parts.teacher.apply(teacher, images, train=False)[0]
+
+    keys = [stream(state.key, f"agreement_{name}", 0) for name in ("generated", "memory")]
+    fresh = generated(parts, state, keys[0])
+    seen = view(parts, state, teacher).teacher
+    first = replay.recall(state.replay, jax.random.split(keys[1], 1)[0], seen).images
+
+    def loss(params, images):
+        variables = {"params": params, "batch_stats": state.student.batch_stats}
+        (logits, _), _ = parts.student.apply(variables, images, train=True, mutable=["batch_stats"])
+        return jnp.mean(parts.distance(logits, logits_of(images)))
+
+    a, b = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
+        for gradient in (jax.grad(loss)(state.student.params, x) for x in (fresh, first))
+    )
+    by_hand = a @ b / np.sqrt(a @ a) / np.sqrt(b @ b)
+    found = float(measure(state, teacher)["gradient_alignment"])
+    assert 0 < abs(by_hand) < 0.999
+    np.testing.assert_allclose(found, by_hand, atol=1e-3)
+    silent = build(tiny_config("fast", **{"meta.measure_alignment": False}))[0].parts
+    assert "gradient_alignment" not in jax.eval_shape(create_agreement(silent), state, teacher)
