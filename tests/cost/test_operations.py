@@ -1,8 +1,11 @@
+import pytest
+
 from dfkd_jax.cost import operations
 from dfkd_jax.cost.measure import Program
 from tests.helpers.tiny import tiny_config
 
 
+@pytest.mark.slow
 def test_the_time_of_a_step_by_kind_of_operation():
     text = """
 %fused_computation.1 (param_0: f32[8,3]) -> f32[8,8] {

@@ -14,6 +14,7 @@ from dfkd_jax.runtime.draw import stream
 from tests.helpers.tiny import build, epoch_of, measured, tiny_config
 from tests.helpers.trees import cast
 
+OTHERS = [name for name in OBJECTIVES if name not in ("acquisition", "lra", "retention")]
 OF_REPLAY = ("retention_loss", "gradient_alignment")
 
 
@@ -45,7 +46,9 @@ def filled():
     return steps, state, teacher
 
 
-@pytest.mark.parametrize("method", ["lra-mb", "lra-gr", "dfq"])
+@pytest.mark.parametrize(
+    "method", ["lra-mb", *(pytest.param(m, marks=pytest.mark.slow) for m in ("lra-gr", "dfq"))]
+)
 def test_a_method_takes_its_steps(method):
     config = tiny_config(method)
     steps, state, teacher = build(config)
@@ -112,7 +115,9 @@ def test_generator_steps_leave_the_student_alone_and_student_steps_the_generator
     leaves_close(learned.synthesizer, state.synthesizer, rtol=0)
 
 
-@pytest.mark.parametrize("objective", [o for o in list(OBJECTIVES)[1:] if o != "retention"])
+@pytest.mark.parametrize(
+    "objective", ["lra", *(pytest.param(o, marks=pytest.mark.slow) for o in OTHERS)]
+)
 def test_an_empty_bank_adds_nothing(objective):
     """Before the first push the update is that of no replay, finite and the same to rounding."""
     fields = {"objective": objective, "meta.inner_weight_decay": 0.1}
@@ -179,7 +184,7 @@ def test_the_students_mode_for_the_generator(filled):
         leaves_close(moments("eval_after_test", **counted), wanted, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("unit", ["epoch", "iteration"])
+@pytest.mark.parametrize("unit", [pytest.param("epoch", marks=pytest.mark.slow), "iteration"])
 def test_replay_begins_after_the_first_unit(unit):
     """The first push comes at the end of the first epoch, not of the fifth."""
     fields = {"replay.push_unit": unit, "replay.push_period": 5}
@@ -245,7 +250,8 @@ def run_epochs(config, epochs, dtype=jnp.float32):
     return state, history
 
 
-@pytest.mark.parametrize("unit", [pytest.param("epoch", marks=pytest.mark.slow), "iteration"])
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["epoch", "iteration"])
 def test_both_loops_give_the_same_numbers(unit, x64):
     """In double precision: Adam makes whole steps of gradients that are but rounding."""
     fields = {"replay.push_unit": unit, "generator.steps": 2}

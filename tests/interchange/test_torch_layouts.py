@@ -49,7 +49,10 @@ def run_ours(model, variables, x):
     return jax.jit(create_classifier(model, K).apply)(variables, x)
 
 
-LARGE = {"lra64", "resnet34", "resnet50", "wrn40_2"}  # compile long
+LARGE = {  # compile long
+    *("lra64", "mobilenetv2_2", "resnet18", "resnet34", "resnet50", "torchvision50"),
+    *("vgg11_64", "wrn40_2"),
+}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,10 @@ def random_variables(model, image_shape=S32):
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
-@pytest.mark.parametrize("model", CLASSIFIERS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=[pytest.mark.slow] if m in LARGE else []) for m in CLASSIFIERS],
+)
 def test_every_layout_of_every_classifier_there_and_back(model):
     variables = random_variables(model)
     for layout in layouts(model):

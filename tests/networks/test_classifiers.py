@@ -27,6 +27,8 @@ SMALL = {
     "vgg11": (VGG(5, ((4,), (6,), (6, 8))), (8, 8, 3)),
     "wrn16_1": (WideResNet(5, depth=10), (8, 8, 3)),
 }
+LARGE = {"resnet34", "resnet50", "wrn40_1", "wrn40_2"}  # are traced long
+EVERY = [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in CLASSIFIERS]
 WITH_BATCH_NORM = [name for name in SMALL if name not in ("lenet5", "squeezenet")]
 
 
@@ -71,7 +73,7 @@ FEATURE_SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_shapes(name):
     module = create_classifier(name, 7)
     x = jnp.ones((3, 32, 32, 3))
@@ -168,7 +170,7 @@ def test_float64_all_the_way(name):
         assert {value.dtype for value in jaxpr.out_avals} == {jnp.dtype(jnp.float64)}
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_half_precision_computes_in_half_and_returns_float32(name):
     module = create_classifier(name, 7, dtype=jnp.bfloat16)
     variables = abstract_variables(module, (32, 32, 3))

@@ -173,7 +173,7 @@ def test_statistics_are_global_over_the_axis(variables):
         np.testing.assert_allclose(part, np.stack([full, full]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("spectral_norm", [True, False])
+@pytest.mark.parametrize("spectral_norm", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_gradient_in_float64_against_finite_differences(spectral_norm):
     with jax.enable_x64(True):
         z = latents(dtype=jnp.float64)

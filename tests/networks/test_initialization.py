@@ -68,7 +68,7 @@ def assert_same_distribution(name, ours, theirs):
     assert (our_largest < 2 * our_deviation) == (largest < 2 * deviation), name
 
 
-LARGE = {"resnet34", "resnet50", "wrn40_1", "wrn40_2"}  # compile long
+LARGE = {"mobilenetv2", "resnet18", "resnet34", "resnet50", "wrn40_1", "wrn40_2"}  # compile long
 
 
 @pytest.mark.parametrize(

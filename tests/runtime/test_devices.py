@@ -125,7 +125,8 @@ def test_a_student_step_on_two_devices_is_that_on_one(x64, fields):
     assert error(*states) < 1e-10
 
 
-@pytest.mark.parametrize("method", ["dfq", pytest.param("dfad", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dfq", "dfad"])
 def test_other_losses_are_of_the_whole_batch_too(x64, method):
     """dfq: kl and the statistics that enter the teacher's batch norm; dfad: l1."""
     tiny = tiny_config(method, batch_size=16, iterations_per_epoch=1)
