@@ -68,7 +68,8 @@ def create_agreement(parts: Parts) -> Agreement:
       ∇L_acq(θ) on the generated images and ∇L_ret(θ) on a recalled batch, the student in training
       mode; other objectives measure it in every step.
 
-    Those of the memory are NaN without replay and while there is nothing to replay.
+    Those of the memory are NaN without replay; they and the alignment are NaN while there is
+    nothing to replay.
     """
 
     replay = parts.method.replay

@@ -5,10 +5,9 @@ from Python without ever reading a value back: on CPU, XLA runs convolutions ins
 and branches tens of times slower than outside of them. Both give the same numbers.
 """
 
-import functools
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -88,7 +87,7 @@ def create_epoch(
 
 
 class Steps(NamedTuple):
-    """The steps of an iteration; None where a role has nothing to do."""
+    """The steps of an iteration, on a state or a `Carry`; None where a role has nothing to do."""
 
     begin: Callable | None
     update: Callable
@@ -101,12 +100,13 @@ class Steps(NamedTuple):
 def steps_of(parts: Parts) -> Steps:
     """The steps of these parts, (state, teacher variables) -> (state, what it measures).
 
-    Each is traced once, however many functions call it, and becomes a part of them.
+    Each is traced once, however many functions call it. Inlined, it leaves their programs as they
+    would be without.
     """
 
     def one(step: Callable) -> Callable:
         @partial(jax.jit, inline=True)
-        @functools.wraps(step)  # by whose name profiles and caches show the compiled program
+        @wraps(step)  # by whose name profiles and caches show the compiled program
         def bound(state: DistillState, teacher: Any) -> tuple[DistillState, Metrics]:
             return step(parts, state, teacher)
 

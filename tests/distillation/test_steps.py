@@ -1,10 +1,13 @@
 """The steps: what acts on what, batch norm's rules, an empty bank, and both loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfkd_jax.distillation import steps as all_steps
 from dfkd_jax.distillation.objectives import OBJECTIVES
 from dfkd_jax.distillation.steps import generated, update_step
 from dfkd_jax.distillation.steps import student_step as take_student_step
@@ -237,6 +240,22 @@ def test_the_generators_rate_is_constant_or_follows_the_cosine_to_its_end(final)
         for _ in range(per_epoch)
     ]
     np.testing.assert_allclose(rates, expected, rtol=1e-4)
+
+
+def test_a_step_is_traced_once_for_all_that_needs_it(monkeypatch):
+    """The epoch's steps and the names of its sums."""
+    config = tiny_config()
+    built, state, teacher = build(config)
+    calls = []
+
+    @functools.wraps(take_student_step)
+    def counted(*arguments):
+        calls.append(1)
+        return take_student_step(*arguments)
+
+    monkeypatch.setattr(all_steps, "student_step", counted)
+    state, _ = epoch_of(config, built)(state, teacher)
+    assert len(calls) == 1 and int(state.student_steps) > 1
 
 
 def run_epochs(config, epochs, dtype=jnp.float32):

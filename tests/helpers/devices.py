@@ -31,7 +31,7 @@ def start(config, some):
     else:  # drawing it takes long to compile, and this way only once, not per number of devices
         key = config.copy_and_resolve_references()
         key.parallel.devices = key.loop = key.epochs = key.iterations_per_epoch = None
-        key = key.to_json(sort_keys=True)
+        key = key.to_json(sort_keys=True), jax.config.jax_enable_x64
         if key not in _STARTS:
             _STARTS[key] = create_algorithm(setup, on(1)).init(1)
         state = cast(jax.tree.map(jnp.copy, _STARTS[key]), jnp.float64)

@@ -18,7 +18,7 @@ from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
 FIELDS = {"batch_size": 16, "replay.entry_size": 8, "parallel.devices": 0}
-METHOD = "mb-dfkd"  # a split memory bank, and a student step that compiles in half of LRA's time
+METHOD = "mb-dfkd"  # has a memory bank to split, and compiles sooner than LRA
 
 
 def free_port():
