@@ -1,4 +1,4 @@
-"""The 8×8 digits that scikit-learn embeds: a whole run in a minute, without a download."""
+"""The embedded 8×8 digits: a whole run in a minute, without a download."""
 
 from dfkd_jax.configs.digits import get_config
 

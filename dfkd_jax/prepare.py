@@ -14,7 +14,7 @@ from dfkd_jax.run.command_line import create_parser, fail
 from dfkd_jax.runtime.errors import DataMissing, UserError
 
 _NOTHING_TO_DO = {
-    "digits": "digits needs no preparing: scikit-learn holds them.",
+    "digits": "digits needs no preparing: they come with dfkd_jax.",
     "folder": "folder needs no preparing: config.dataset.data_dir names the folder that holds "
     "test/CLASS and train/CLASS.",
     "none": "none needs no preparing: such a run has no data.",

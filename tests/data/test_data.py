@@ -1,3 +1,4 @@
+import hashlib
 import os
 
 import jax
@@ -51,14 +52,22 @@ def test_validation_images_are_training_images_that_the_teacher_does_not_see():
         data.load(SPECS["digits"], "train", validation_size=5000)
 
 
-def test_digits_split_is_whole_disjoint_and_stratified():
-    from sklearn.datasets import load_digits
+def test_the_embedded_digits_are_those_of_their_source():
+    """The digest is that of the images and labels as scikit-learn's `load_digits` gives them."""
+    with np.load(data._DIGITS) as file:
+        images, labels = file["images"], file["labels"]
+    assert images.shape == (1797, 8, 8) and images.dtype == labels.dtype == np.uint8
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    assert digest == "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
+
+def test_digits_split_is_whole_disjoint_and_stratified():
     train, test = data.load(SPECS["digits"], "train"), data.load(SPECS["digits"], "test")
     assert len(train.labels) + len(test.labels) == 1797
     # Each original image is in exactly one of the two (counted, should some be alike).
     together = np.concatenate([train.images, test.images]).reshape(1797, -1)
-    original = np.rint(load_digits().data * 255 / 16).astype(np.uint8)
+    with np.load(data._DIGITS) as file:
+        original = np.rint(file["images"].reshape(1797, -1) * 255.0 / 16).astype(np.uint8)
     np.testing.assert_array_equal(sorted(map(bytes, together)), sorted(map(bytes, original)))
     share = np.bincount(test.labels) / np.bincount(np.r_[train.labels, test.labels])
     np.testing.assert_allclose(share, 1 / 3, atol=0.003)
