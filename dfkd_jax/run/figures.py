@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from dfkd_jax.run.records import ACCURACY, AGREEMENT, CLASS_SHARE
@@ -58,7 +57,8 @@ def learning_curve(
       OSError: the file cannot be written.
     """
     epochs = np.array([record["epoch"] for record in history], float)
-    figure = Figure(figsize=(9, 5.6), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    figure = Figure(figsize=(9, 5.6))
+    _leave_room(figure, rows=2, columns=2)
     (accuracy, student), (generator, alignment) = figure.subplots(2, 2, sharex=True)
 
     if teacher_accuracy is None:
@@ -116,8 +116,8 @@ def measures(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> N
     series = {name: _series(history, name) for name in names}
     series = {name: values for name, values in series.items() if np.isfinite(values).any()}
     rows = max(1, -(-len(series) // COLUMNS))
-    figure = Figure(figsize=(12, 0.6 + 2.1 * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(12, 0.6 + 2.1 * rows))
+    _leave_room(figure, rows, COLUMNS)
     grid = figure.subplots(rows, COLUMNS, sharex=True, squeeze=False)
     for axes, (name, values) in zip(grid.flat, series.items(), strict=False):
         panel(axes, name.replace("_", " "), "")
@@ -182,9 +182,26 @@ def _series(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], float)
 
 
+def _leave_room(figure: Figure, rows: int, columns: int) -> None:
+    """Margins for titles, ticks and labels, in inches: matplotlib's layouts draw a figure twice."""
+    width, height = figure.get_size_inches()
+    left, right, bottom, top, between_columns, between_rows = 0.8, 0.3, 0.55, 0.35, 0.8, 0.5
+    panel_width = (width - left - right - (columns - 1) * between_columns) / columns
+    panel_height = (height - bottom - top - (rows - 1) * between_rows) / rows
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        wspace=between_columns / panel_width,
+        hspace=between_rows / panel_height,
+    )
+
+
 def panel(axes: Axes, title: str, unit: str) -> None:
     """Title, unit and the frame that all our figures share."""
-    axes.set_title(title, fontsize=10, loc="left", weight="bold")
+    # The height is given, as matplotlib's search for one takes as long as drawing the panel.
+    axes.set_title(title, fontsize=10, loc="left", weight="bold", y=1.0)
     axes.set_ylabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
