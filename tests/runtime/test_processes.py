@@ -13,11 +13,12 @@ import pytest
 from dfkd_jax.run import records
 from dfkd_jax.runtime import processes
 from dfkd_jax.runtime.stop import STOPPED
-from tests.helpers.commands import EPOCHS, command, without_seconds
+from tests.helpers.commands import command, without_seconds
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
-FIELDS = {"batch_size": 16, "replay.entry_size": 8, "parallel.devices": 0}
+EPOCHS = 12  # three times interrupted
+FIELDS = {"epochs": EPOCHS, "batch_size": 16, "replay.entry_size": 8, "parallel.devices": 0}
 METHOD = "mb-dfkd"  # has a memory bank to split, and compiles sooner than LRA
 
 
@@ -44,15 +45,16 @@ def started(environment, count, devices, arguments_of):
     ]
 
 
-def run(environment, workdir, count, devices, **fields):
+def run(environment, workdir, count, devices):
+    """A run that ends after `EPOCHS`."""
+
     def arguments(coordinator, index):
         several = [
             f"--coordinator={coordinator}",
             f"--num_processes={count}",
             f"--process_id={index}",
         ]
-        several = several if count > 1 else []
-        return command(workdir, *several, method=METHOD, **{**FIELDS, **fields})
+        return command(workdir, *(several if count > 1 else []), method=METHOD, **FIELDS)
 
     return started(environment, count, devices, arguments)
 
@@ -63,21 +65,14 @@ def ends(processes, timeout=300):
     return [(p.returncode, *texts) for p, texts in zip(processes, ended, strict=True)]
 
 
-def wait_for_epoch(process, number):
-    for line in process.stdout:
+def after_epoch(processes, number):
+    """What process 0 has said when that epoch is done."""
+    said = ""
+    for line in processes[0].stdout:
+        said += line
         if re.match(rf"epoch {number}/{EPOCHS} .*L_acq", line):
-            return
-    raise AssertionError(process.stderr.read())
-
-
-@pytest.fixture(scope="module")
-def whole(environment, tmp_path_factory):
-    """The run on one process with 4 devices."""
-    workdir = tmp_path_factory.mktemp("whole")
-    ((code, out, error),) = ends(run(environment, workdir, 1, 4))
-    assert code == 0, error
-    assert "on 4 devices" in out
-    return workdir
+            return said
+    raise AssertionError(said + processes[0].stderr.read())
 
 
 def assert_close(a, b):
@@ -90,14 +85,6 @@ def assert_close(a, b):
             # A cosine near 0 has the rounding of one near 1.
             bound = 2.0 if percent else 1e-2 if key == "gradient_alignment" else 1e-3
             assert y[key] == pytest.approx(value, rel=1e-2, abs=bound), key
-
-
-def assert_goes_on(environment, workdir, count, done):
-    """The same command on `count` processes finishes what has so many epochs."""
-    ended = ends(run(environment, workdir, count, 2))
-    for code, _, error in ended:
-        assert code == 0, error
-    assert f", after epoch {done}." in ended[0][1]
 
 
 @pytest.mark.parametrize("method, mapping", [("lra-mb", "pmap"), ("mb-dfkd", "shard_map")])
@@ -118,38 +105,44 @@ def test_2_processes_of_2_devices_equal_1_of_4(environment, tmp_path, method, ma
         np.testing.assert_allclose(one[name], two[name], rtol=0, atol=1e-9 * scale)
 
 
-def test_sigterm_to_one_of_them_stops_both_after_the_epoch(whole, environment, tmp_path):
-    both = run(environment, tmp_path, 2, 2)
-    wait_for_epoch(both[0], 1)
+def saved_epochs(workdir):
+    folders = (workdir / "checkpoints").iterdir()
+    return max(int(path.name) for path in folders if path.name.isdigit())
+
+
+def test_a_run_that_is_stopped_and_killed_is_one_never_interrupted(environment, tmp_path):
+    """On one process with 4 devices, and on two with 2 each, of which the last start has one."""
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    ((code, out, error),) = ends(run(environment, whole, 1, 4))
+    assert code == 0 and "on 4 devices" in out, error
+
+    # A signal to one of them stops both, after the epoch.
+    both = run(environment, workdir, 2, 2)
+    after_epoch(both, 1)
     both[1].send_signal(signal.SIGTERM)
     (code, out, error), (other_code, other_out, _) = ends(both)
     assert (code, other_code) == (STOPPED, STOPPED), error
     assert "The same command goes on from there" in out and "epoch" not in other_out
-    done = len(records.read_metrics(tmp_path / "metrics.jsonl"))
-    assert 1 <= done < EPOCHS and (tmp_path / "checkpoints" / str(done)).is_dir()
-    assert not (tmp_path / "summary.json").exists()
-    assert_goes_on(environment, tmp_path, 2, done)
-    assert_close(whole, tmp_path)
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # one for each start
+    done = saved_epochs(workdir)
+    assert 1 <= done < EPOCHS - 6 and len(records.read_metrics(workdir / "metrics.jsonl")) == done
+    assert not (workdir / "summary.json").exists()
 
+    # When one is killed the other ends; process 0 is the coordinator.
+    for killed in (1, 0):
+        both = run(environment, workdir, 2, 2)
+        assert f", after epoch {done}." in after_epoch(both, done + 1)
+        both[killed].kill()
+        moment = time.monotonic()
+        code, _, error = ends(both, timeout=3 * processes.HEARTBEAT_SECONDS)[1 - killed]
+        assert code != 0 and time.monotonic() - moment < 3 * processes.HEARTBEAT_SECONDS
+        assert re.search("Another process of this run was lost|another task died", error), error
+        before, done = done, saved_epochs(workdir)
+        assert before < done < EPOCHS
 
-@pytest.mark.parametrize("killed, restarted", [(1, 2), (0, 1)])  # process 0 is the coordinator
-def test_when_one_is_killed_the_other_ends_and_the_run_goes_on(
-    whole, environment, tmp_path, killed, restarted
-):
-    both = run(environment, tmp_path, 2, 2)
-    wait_for_epoch(both[0], 2)
-    both[killed].kill()
-    moment = time.monotonic()
-    code, _, error = ends(both, timeout=3 * processes.HEARTBEAT_SECONDS)[1 - killed]
-    assert code != 0 and time.monotonic() - moment < 3 * processes.HEARTBEAT_SECONDS
-    assert re.search("Another process of this run was lost|another task died", error), error
-    done = max(
-        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
-    )
-    assert 2 <= done < EPOCHS
-    assert_goes_on(environment, tmp_path, restarted, done)
-    assert_close(whole, tmp_path)
+    ((code, out, error),) = ends(run(environment, workdir, 1, 2))
+    assert code == 0 and f", after epoch {done}." in out, error
+    assert_close(whole, workdir)
+    assert len(list((workdir / "tensorboard").iterdir())) == 4  # one for each start
 
 
 CLUSTERS = {
