@@ -1,5 +1,6 @@
 """`python -m dfkd_jax.convert`: a PyTorch file becomes a teacher, or one sentence and nothing."""
 
+import errno
 import shlex
 from functools import cache
 
@@ -195,8 +196,8 @@ def test_a_failing_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
     (tmp_path / "made").mkdir()
 
     def fail_halfway(directory, variables, card):
-        (directory / "weights").mkdir()
-        raise OSError("No space left on device")
+        (directory / teacher.WEIGHTS).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(teacher, "save_teacher", fail_halfway)
     sentence = refusal(capsys, tmp_path, file, "--model=cnn_half", "--dataset=digits")

@@ -20,6 +20,7 @@ from dfkd_jax.run.resume import check_or_write_config
 from dfkd_jax.run.student import load_student
 from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
+from tests.helpers import earlier
 from tests.helpers.paths import ROOT
 from tests.helpers.students import expected, random_student
 from tests.helpers.tiny import tiny_config
@@ -239,7 +240,7 @@ def test_logits_that_are_not_finite_are_no_answer(pair, tmp_path):
     file.write_bytes(export.to_stablehlo(broken))
     assert "NaN or infinite logits for 599 of 599 images" in refusal(file)
     file.write_bytes(export.to_stablehlo(pair[0]))
-    checkpoint.save_variables(tmp_path / "teacher" / teacher.WEIGHTS, broken.variables)
+    earlier.save_weights(tmp_path / "teacher", broken.variables)
     files.write_json(tmp_path / "teacher" / data_specs.CARD, broken.card)
     config.teacher.checkpoint = str(tmp_path / "teacher")
     with pytest.raises(UserError, match=r"The teacher in .* holds values in params\.fc\.bias that"):

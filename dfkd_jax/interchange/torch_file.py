@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from dfkd_jax.runtime.errors import UserError
 
@@ -65,11 +67,6 @@ def _is_safetensors(path: Path, start: bytes) -> bool:
 
 
 def _read_safetensors(path: Path, start: bytes, size: int) -> Mapping[str, Any]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise UserError(_missing(path, "safetensors")) from error
     if len(start) < 8 or 8 + struct.unpack("<Q", start[:8])[0] > size:
         raise UserError(f"{path} is damaged or no safetensors file: its header goes past its end.")
     try:
@@ -85,7 +82,9 @@ def _read_torch(path: Path, start: bytes, size: int) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise UserError(_missing(path, "PyTorch")) from error
+        raise UserError(
+            f"{path} cannot be read as PyTorch is not installed: pip install 'dfkd-jax[torch]'."
+        ) from error
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:  # it judges paths by their end
             warnings.simplefilter("ignore")  # on formats that are old but read
@@ -150,10 +149,6 @@ def _ask_zip(path: Path, question: Callable[[zipfile.ZipFile], Any]) -> Any:
             return question(archive)
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} is damaged: its archive cannot be read.") from error
-
-
-def _missing(path: Path, package: str) -> str:
-    return f"{path} cannot be read as {package} is not installed: pip install 'dfkd-jax[torch]'."
 
 
 def _unwrap(content: Any, path: Path) -> Mapping[str, Any]:

@@ -210,21 +210,8 @@ def _directory(manager: ocp.CheckpointManager, epoch: int) -> Path:
     return Path(manager.directory) / str(epoch)
 
 
-def save_variables(directory: str | os.PathLike, variables: Any) -> None:
-    """Write a network's variables (params, batch_stats) as one orbax checkpoint.
-
-    Raises:
-      CannotWrite: they do not fit on the disk.
-    """
-    _quiet()
-    Path(directory).parent.mkdir(parents=True, exist_ok=True)
-    _check_room(Path(directory).parent, variables)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(directory).absolute(), variables, force=True)
-
-
 def load_variables(directory: str | os.PathLike, abstract_variables: Any) -> Any:
-    """Read what `save_variables` wrote.
+    """Read the weights of a teacher as earlier versions wrote them, a folder of orbax.
 
     Raises:
       ValueError: it does not hold arrays of these names and shapes.

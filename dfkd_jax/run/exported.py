@@ -15,6 +15,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import safe_open
 
 from dfkd_jax.interchange.torch_file import read_state_dict
 from dfkd_jax.interchange.torch_layouts import from_torch
@@ -60,8 +61,6 @@ def read_safetensors(path: Path, own: str | None = None) -> Read:
 
 def _card(path: Path) -> dict[str, Any]:
     """What the metadata says of the network, each value of the kind that it must be."""
-    from safetensors import safe_open
-
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}

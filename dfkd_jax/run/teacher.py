@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 import optax
 from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.console import Console
 
 from dfkd_jax.data.data_specs import CARD, is_teacher
@@ -27,7 +28,7 @@ from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.run import checkpoint
 from dfkd_jax.run.accuracy import Accuracy
 from dfkd_jax.run.progress import TEACHER_FIELDS, Progress
-from dfkd_jax.runtime import files, processes
+from dfkd_jax.runtime import array_files, files, processes
 from dfkd_jax.runtime.compilation import rarely_run
 from dfkd_jax.runtime.devices import WHOLE, Devices
 from dfkd_jax.runtime.draw import stream
@@ -35,7 +36,8 @@ from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite, all_finite, check_variables
 from dfkd_jax.runtime.stop import Stopped
 
-WEIGHTS = "weights"
+WEIGHTS = "weights.safetensors"
+OLD_WEIGHTS = "weights"  # a folder of orbax, as earlier versions wrote it
 SAVE_SECONDS = 2  # shorter epochs share a checkpoint, which would take most of their time
 Variables = dict[str, Any]
 
@@ -89,19 +91,47 @@ def load_teacher(
     abstract = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((2, *image_shape)), train=False)
     )
-    sharding = devices.shardings(WHOLE) if devices else None
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract
-    )
+    path = Path(directory) / WEIGHTS
     try:
-        variables = checkpoint.load_variables(Path(directory) / WEIGHTS, abstract)
+        if path.exists():
+            variables = _of_names(array_files.read(path), abstract)
+        else:
+            variables = checkpoint.load_variables(Path(directory) / OLD_WEIGHTS, abstract)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = str(error).strip().split("\n")[0][:300]
         raise UserError(
             f"The teacher in {directory} cannot be read as config.teacher.model: {reason}"
         ) from error
+    variables = devices.put(variables) if devices else jax.tree.map(jnp.asarray, variables)
     check_variables(variables, f"The teacher in {directory}")
     return variables
+
+
+def _of_names(arrays: dict[str, np.ndarray], abstract: Variables) -> Variables:
+    """The arrays as the network's variables, whose shapes are given.
+
+    Raises:
+      UserError: they are not those of the network; one sentence.
+    """
+    wanted: dict[str, Any] = flatten_dict(abstract, sep="/")
+    wrong = {
+        "missing": sorted(wanted.keys() - arrays.keys()),
+        "unknown": sorted(arrays.keys() - wanted.keys()),
+        "misshapen": [
+            f"{name} {array.shape} instead of {wanted[name].shape}"
+            for name, array in sorted(arrays.items())
+            if name in wanted and array.shape != wanted[name].shape
+        ],
+    }
+    found = [
+        f"{kind} are {', '.join(names[:3])}{' and more' * (len(names) > 3)}"
+        for kind, names in wrong.items()
+        if names
+    ]
+    if found:
+        raise UserError(f"{'; '.join(found)}.")
+    typed = {name: np.asarray(array, wanted[name].dtype) for name, array in arrays.items()}
+    return unflatten_dict(typed, sep="/")
 
 
 def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[str, Any]) -> None:
@@ -113,8 +143,9 @@ def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[
     check_variables(variables, "The teacher")
     # A network without batch norm has no such collection when it is loaded.
     variables = {name: collection for name, collection in variables.items() if collection}
-    checkpoint.save_variables(Path(directory) / WEIGHTS, variables)
     if processes.is_main():
+        arrays: dict[str, Any] = flatten_dict(jax.tree.map(np.asarray, variables), sep="/")
+        array_files.write(Path(directory) / WEIGHTS, arrays)
         files.write_json(Path(directory) / CARD, {**card, "digest": digest(variables)})
     processes.any_of(False)  # nobody looks for the card before it is there
 

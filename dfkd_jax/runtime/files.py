@@ -1,7 +1,6 @@
 """Files that are whole or not there: written beside their place, then renamed; and JSON."""
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -84,24 +83,6 @@ def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
             raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
-
-
-def reserve(folder: Path, size: int) -> None:
-    """Raise now if `size` bytes more do not fit on the disk: for writers that fail badly later.
-
-    Raises:
-      CannotWrite: they do not fit.
-    """
-    path = folder / f".{secrets.token_hex(4)}.tmp"
-    try:
-        with open(path, "wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # else it cannot be told
-            raise CannotWrite(error.errno, error.strerror, str(folder)) from error
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

@@ -15,13 +15,11 @@ BASIC18, BASIC34 = (2, 2, 2, 2), (3, 4, 6, 3)
 # Our name, which of its layouts, the twin (of `torch_twins`), image shape, gain of random weights.
 TWINS = {
     "resnet18": ("resnet18", 0, lambda t: t.ResNet(BASIC18, K), S32, 1),
-    "resnet34": ("resnet34", 0, lambda t: t.ResNet(BASIC34, K), S32, 1),
     "resnet50": ("resnet50", 0, lambda t: t.ResNet(BASIC34, K, True), S32, 1),
     "torchvision18": ("resnet18", 1, lambda t: t.ResNet(BASIC18, K, False, True), S32, 1),
     "torchvision50": ("resnet50", 1, lambda t: t.ResNet(BASIC34, K, True, True), S32, 1),
     "lra64": ("resnet34", 2, lambda t: t.Lra64(K).resnet, S64, 1),
     "wrn16_1": ("wrn16_1", 0, lambda t: t.WideResNet(16, 1, K), S32, 1),
-    "wrn40_2": ("wrn40_2", 0, lambda t: t.WideResNet(40, 2, K), S32, 1),
     "lenet5": ("lenet5", 0, lambda t: t.LeNet5(K), (32, 32, 1), 1.5),
     "lenet5_half": ("lenet5_half", 0, lambda t: t.LeNet5(K, (3, 8, 60, 42)), (32, 32, 1), 1.5),
     "mobilenetv2": ("mobilenetv2", 0, lambda t: t.MobileNetV2(K), S32, 1.2),
@@ -29,7 +27,6 @@ TWINS = {
     "squeezenet": ("squeezenet", 0, lambda t: t.SqueezeNet(K), S32, 1.5),
     "squeezenet64": ("squeezenet", 0, lambda t: t.SqueezeNet(K), S64, 1.5),
     "vgg11": ("vgg11", 0, lambda t: t.VGG11(K), S32, 1),
-    "vgg11_64": ("vgg11", 0, lambda t: t.VGG11(K), S64, 1),
 }
 
 
@@ -50,8 +47,7 @@ def run_ours(model, variables, x):
 
 
 LARGE = {  # compile long
-    *("lra64", "mobilenetv2_2", "resnet18", "resnet34", "resnet50", "torchvision50"),
-    *("vgg11_64", "wrn40_2"),
+    *("lra64", "mobilenetv2_2", "resnet18", "resnet34", "resnet50", "torchvision50", "wrn40_2"),
 }
 
 

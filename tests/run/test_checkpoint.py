@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dfkd_jax.run import checkpoint
+from tests.helpers import earlier
 from tests.helpers.trees import same_bits
 
 
@@ -103,9 +104,9 @@ def test_a_save_that_the_file_system_refuses_leaves_the_one_before(tmp_path, ope
     assert same_bits(state, state_of(1)) and history == [{"epoch": 1}]
 
 
-def test_variables_round_trip_and_wrong_shapes_are_refused(tmp_path):
+def test_weights_of_earlier_versions_are_read_and_wrong_shapes_refused(tmp_path):
     variables = {"params": {"w": jnp.arange(6.0).reshape(2, 3)}}
-    checkpoint.save_variables(tmp_path / "weights", variables)
+    earlier.save_weights(tmp_path, variables)
     loaded = checkpoint.load_variables(tmp_path / "weights", variables)
     np.testing.assert_array_equal(loaded["params"]["w"], variables["params"]["w"])
     for wrong in ({"params": {"w": jnp.zeros((3, 3))}}, {"params": {"v": jnp.zeros((2, 3))}}):

@@ -87,10 +87,9 @@ def test_a_stopped_run_saves_the_epoch_and_goes_on_as_one_never_stopped(given, w
     assert without_seconds(tmp_path) == without_seconds(whole)
 
 
-@pytest.mark.parametrize("method", ["fast", "cmi"])
-def test_a_run_of_rounds_goes_on_as_one_never_stopped(given, tmp_path, method):
+def test_a_run_of_rounds_goes_on_as_one_never_stopped(given, tmp_path):
     """What rounds keep (generators, statistics, banks, pools) goes on too, out of the warm-up."""
-    config = small(given, method, epochs=3)
+    config = small(given, "fast", epochs=3)
     run(config, tmp_path / "whole", QUIET)
     with pytest.raises(Stopped, match=r"^SIGTERM came; epoch 1 is saved\.$"):
         run(config, tmp_path / "stopped", Signalling(r"epoch 1/3 "))

@@ -17,11 +17,12 @@ from dfkd_jax.run import checkpoint, teacher
 from dfkd_jax.run.accuracy import create_accuracy, put_batches
 from dfkd_jax.run.setup import create_algorithm, parse
 from dfkd_jax.run.train import run
-from dfkd_jax.runtime import files
+from dfkd_jax.runtime import array_files, files
 from dfkd_jax.runtime.draw import stream
 from dfkd_jax.runtime.errors import UserError
+from tests.helpers import earlier
 from tests.helpers.devices import SPEC, on
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import SMALL_NET, tiny_config
 from tests.helpers.trees import same_bits
 
 QUIET = Console(quiet=True)
@@ -87,6 +88,36 @@ def test_a_saved_teacher_is_loaded_as_it_was(tmp_path, name, shape):
     loaded = teacher.load_teacher(tmp_path, model, shape)
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+def test_a_teacher_of_an_earlier_version_is_loaded(tmp_path):
+    model = create_classifier(SMALL_NET, 10)
+    variables = model.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=False)
+    earlier.save_weights(tmp_path, variables)
+    loaded = teacher.load_teacher(tmp_path, model, (8, 8, 1))
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda a: a.pop("params/Dense_0/bias"), "missing are params/Dense_0/bias"),
+        (lambda a: a.update({"params/new": np.zeros(1)}), "unknown are params/new"),
+        (
+            lambda a: a.update({"params/Dense_0/bias": np.zeros(3)}),
+            r"misshapen are params/Dense_0/bias \(3",
+        ),
+    ],
+)
+def test_arrays_of_another_network_are_named(change, words, tmp_path):
+    model = create_classifier(SMALL_NET, 10)
+    variables = model.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=False)
+    teacher.save_teacher(tmp_path, variables, {})
+    arrays = array_files.read(tmp_path / teacher.WEIGHTS)
+    change(arrays)
+    array_files.write(tmp_path / teacher.WEIGHTS, arrays)
+    with pytest.raises(UserError, match=words):
+        teacher.load_teacher(tmp_path, model, (8, 8, 1))
 
 
 def test_accuracy_counts_every_example_once():

@@ -16,6 +16,7 @@ from dfkd_jax.run import checkpoint, records, teacher
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite, all_finite, check_variables
+from tests.helpers import earlier
 from tests.helpers.tiny import SMALL_NET, build, epoch_of, tiny_config, untrained_teacher
 
 QUIET = Console(quiet=True)
@@ -121,7 +122,8 @@ def test_a_teacher_that_is_not_finite_is_neither_written_nor_loaded(given, tmp_p
         convert._write(tmp_path / "converted", poisoned(variables), description._asdict())
     assert not list(tmp_path.iterdir())
     shutil.copytree(given, tmp_path / "old")  # as an earlier version may have left it
-    checkpoint.save_variables(tmp_path / "old" / teacher.WEIGHTS, poisoned(variables))
+    (tmp_path / "old" / teacher.WEIGHTS).unlink()
+    earlier.save_weights(tmp_path / "old", poisoned(variables))
     config = tiny_config(**{"teacher.checkpoint": str(tmp_path / "old"), **ONE_STEP})
     with pytest.raises(NonFinite, match=r"^The teacher in .*old holds values in batch_stats\."):
         run(config, tmp_path / "run", QUIET)
