@@ -21,7 +21,7 @@ from absl import app, flags, logging
 
 from dfkd_jax.data import data_specs
 from dfkd_jax.data import splits as data
-from dfkd_jax.networks.classifiers import create_classifier
+from dfkd_jax.networks.classifiers import classifier_in
 from dfkd_jax.networks.own_module import is_own
 from dfkd_jax.run import command_line, student, teacher
 from dfkd_jax.run.checkpoint import DamagedCheckpoint
@@ -157,7 +157,7 @@ def _teacher(path: Path, config: ml_collections.ConfigDict) -> Read:
             f"{path} names {card['model']!r} to import, which would run code; allowed is that of "
             f"config.teacher.model, which is {config.teacher.model!r}."
         )
-    module = create_classifier(card["model"], card["num_classes"])
+    module = classifier_in(path, card["model"], card["num_classes"])
     variables = teacher.load_teacher(path, module, tuple(card["image_shape"]))
     found = student.Student(module, variables, card)
     return jax.jit(student.logits_of(found)), student.shape_of(card)

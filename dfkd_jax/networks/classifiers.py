@@ -7,14 +7,18 @@ the statistics of the batch and updates the running ones (`mutable=["batch_stats
 `train=False` it uses the running ones.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dfkd_jax.networks import lenet
+from dfkd_jax.networks.graph.network import MODEL as GRAPH
+from dfkd_jax.networks.graph.network import read_network
 from dfkd_jax.networks.layers import (
     Conv,
     batch_norm,
@@ -98,6 +102,25 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
 """What makes each classifier; the keys are the names a configuration may use."""
 
 
+def classifier_in(
+    folder: str | os.PathLike, name: str, num_classes: int, *, dtype: DTypeLike | None = None
+) -> nn.Module:
+    """The classifier called `name` whose weights lie in a folder.
+
+    Args:
+      folder: of a teacher; where `name` is "graph", its network lies there too.
+      name: as of `create_classifier`, or "graph".
+      num_classes: K.
+      dtype: of the computation.
+
+    Raises:
+      UserError: see `create_classifier` and `graph.network.read_network`.
+    """
+    if name == GRAPH:
+        return read_network(Path(folder), num_classes, dtype=dtype)
+    return create_classifier(name, num_classes, dtype=dtype)
+
+
 def create_classifier(
     name: str,
     num_classes: int,
@@ -117,6 +140,11 @@ def create_classifier(
     Raises:
       UserError: no classifier has that name, or see `own_module.create_own`.
     """
+    if name == GRAPH:
+        raise UserError(
+            f"{GRAPH!r} is the network of a converted teacher and has no weights to start from; "
+            f"allowed are {', '.join(sorted(CLASSIFIERS))} and 'package.module:attribute'."
+        )
     if is_own(name):
         return create_own(name, num_classes, axis_name=axis_name, dtype=dtype)
     if name not in CLASSIFIERS:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
-from dfkd_jax.networks.classifiers import IMAGE_SIZES, create_classifier
+from dfkd_jax.networks.classifiers import IMAGE_SIZES, classifier_in, create_classifier
 from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.networks.own_module import check_axis, check_call, is_own
 from dfkd_jax.runtime.axis import Axis
@@ -50,7 +50,10 @@ def named_classifier(
     """The teacher or the student alone, see `create_models`."""
     name, dtype = config[role].model, COMPUTE_DTYPES[config.compute_dtype]
     try:
-        module = create_classifier(name, num_classes, dtype=dtype)
+        if role == "teacher" and config.teacher.checkpoint is not None:
+            module = classifier_in(config.teacher.checkpoint, name, num_classes, dtype=dtype)
+        else:
+            module = create_classifier(name, num_classes, dtype=dtype)
         if is_own(name):
             check_call(module, name, image_shape, num_classes)
         else:

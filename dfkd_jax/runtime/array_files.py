@@ -17,7 +17,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
       CannotWrite: the disk is full, or the folder cannot be written.
     """
-    ordered = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    ordered = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
     with files.replacing(path) as file:
         file.write(save(ordered))
 
