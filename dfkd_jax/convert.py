@@ -96,7 +96,7 @@ def convert_program(
     _check_free(output)
     constants = {n: found.arrays[n] for n, array in found.graph.arrays if array.constant}
     try:
-        network.check(found.graph, constants, found.num_classes)
+        network.check(found.graph, constants, found.num_classes, found.count)
     except UserError as error:
         raise UserError(f"{source} cannot be converted: {error}") from error
     variables = network.variables(found.graph, found.arrays)

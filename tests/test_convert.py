@@ -110,7 +110,7 @@ def test_the_normalisation_given_is_that_of_the_card(tmp_path):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([], ["--model", "required"]),
+        ([], ["--model is missing"]),
         (["--model=cnn_half"], ["--num_classes is missing"]),
         (["--model=cnn_half", "--num_classes=ten"], ["--num_classes", "'ten'"]),
         (["--model=cnn_half", "--num_classes=0"], ["--num_classes is 0", "1 or more"]),

@@ -55,12 +55,14 @@ class Program(NamedTuple):
       graph: of the network; its `order`s say how its arrays are to lie.
       arrays: by PyTorch's names.
       num_classes: K.
+      count: of images, if the graph was made for that number alone perhaps.
       notes: what was chosen where the file leaves a choice, a sentence each.
     """
 
     graph: Graph
     arrays: dict[str, np.ndarray]
     num_classes: int
+    count: int | None
     notes: tuple[str, ...]
 
 
@@ -218,6 +220,7 @@ class _Reader:
     def program(self, features: str | None, logits: str | None) -> Program:
         nodes = [node for found in self._graph["nodes"] for node in self._node(found)]
         output, num_classes = self._output(logits)
+        self._check_made(nodes, output)
         notes = []
         output, note = _before_softmax(nodes, output)
         notes += note
@@ -238,7 +241,19 @@ class _Reader:
             ),
             nodes=tuple(needed),
         )
-        return Program(graph, arrays, num_classes, tuple(notes))
+        count = self._sizes(self._input)[0].get("as_int")
+        return Program(graph, arrays, num_classes, count, tuple(notes))
+
+    def _check_made(self, nodes: list[Node], output: str) -> None:
+        """Everything that is referred to must be there before it is."""
+        made = {self._input, *self._arrays}
+        for node in [*nodes, Node((), "output", (("self", Ref(output)),))]:
+            for name in node.refs():
+                if name not in made:
+                    raise UserError(
+                        f"{self._path} is damaged: it reads {name[:100]!r}, which nothing makes."
+                    )
+            made.update(name for name in node.outputs if name is not None)
 
     def _inputs(self) -> str:
         images = []

@@ -158,13 +158,19 @@ class GraphNetwork(nn.Module):
         )
 
 
-def check(graph: Graph, constants: Mapping[str, np.ndarray], num_classes: int) -> None:
+def check(
+    graph: Graph,
+    constants: Mapping[str, np.ndarray],
+    num_classes: int,
+    exported: int | None = None,
+) -> None:
     """Trace the network for two numbers of images, without computing.
 
     Args:
       graph: of the network.
       constants: tables of whole numbers, by name.
       num_classes: K.
+      exported: the number of images that it was exported for, if that was fixed.
 
     Raises:
       Unsupported: an operation is not known or cannot be done; names it and its module.
@@ -182,15 +188,20 @@ def check(graph: Graph, constants: Mapping[str, np.ndarray], num_classes: int) -
         return network.init_with_output(jax.random.key(0), images)[0][0].shape
 
     found: list[tuple[int, ...]] = []
-    with convolution.plain():  # which asks for no backend
-        for count in (2, 3):
-            jax.eval_shape(lambda count=count: found.append(shape(count)))
+    reason: Exception | None = None
+    try:
+        with convolution.plain():  # which asks for no backend
+            for count in (2, 3):
+                jax.eval_shape(lambda count=count: found.append(shape(count)))
+    except Unsupported as error:
+        if exported is None:
+            raise
+        reason = error
     if found != [(2, num_classes), (3, num_classes)]:
         raise UserError(
-            f"it gives logits of the shapes {found} for 2 and 3 images; allowed is any number of "
-            "images, for which torch.export.export needs "
-            "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)."
-        )
+            "it does not take any number of images; torch.export.export needs dynamic_shapes="
+            "({0: torch.export.Dim.DYNAMIC},) for that."
+        ) from reason
 
 
 def _is_known(node: Node) -> bool:
