@@ -20,6 +20,7 @@ from dfkd_jax.networks.lenet import LeNet5
 from dfkd_jax.networks.mobilenet import MobileNetV2
 from dfkd_jax.networks.resnet import ResNet
 from dfkd_jax.networks.squeezenet import SqueezeNet
+from dfkd_jax.networks.thin_resnet import ThinResNet
 from dfkd_jax.networks.vgg import VGG
 from dfkd_jax.networks.wide_resnet import WideResNet
 from dfkd_jax.runtime.errors import UserError
@@ -77,6 +78,9 @@ _LRA_64_RESNET = Layout(
     _TORCHVISION_RULES,
     (("conv1.bias", ("batch_stats", "bn1", "mean")),),
 )
+_THIN_RESNET = Layout(
+    "thin ResNet for CIFAR, with shortcuts without parameters", (_STAGES, ("^fc", "linear"))
+)
 _WIDE_RESNET = Layout(
     "WideResNet of LRA, ZSKT, CMI and Fast-Datafree",
     ((r"^block(\d)_(\d+)/", r"block\1.layer.\2."), ("shortcut_conv", "convShortcut")),
@@ -130,6 +134,7 @@ _LAYOUTS: dict[type, tuple[Layout, ...]] = {
     MobileNetV2: (_MOBILENET,),
     ResNet: (_CIFAR_RESNET, _TORCHVISION_RESNET, _LRA_64_RESNET),
     SqueezeNet: (_SQUEEZENET,),
+    ThinResNet: (_THIN_RESNET,),
     VGG: (_VGG,),
     WideResNet: (_WIDE_RESNET,),
 }

@@ -32,6 +32,7 @@ from dfkd_jax.networks.mobilenet import MobileNetV2
 from dfkd_jax.networks.own_module import create_own, is_own
 from dfkd_jax.networks.resnet import ResNet
 from dfkd_jax.networks.squeezenet import SqueezeNet
+from dfkd_jax.networks.thin_resnet import ThinResNet
 from dfkd_jax.networks.vgg import VGG
 from dfkd_jax.networks.wide_resnet import WideResNet
 from dfkd_jax.runtime.errors import UserError
@@ -90,6 +91,11 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv2": MobileNetV2,
     "mobilenetv2_stride2": partial(MobileNetV2, stem_stride=2),
     "resnet18": partial(ResNet, blocks=(2, 2, 2, 2)),
+    "resnet20": partial(ThinResNet, depth=20),
+    "resnet32": partial(ThinResNet, depth=32),
+    "resnet44": partial(ThinResNet, depth=44),
+    "resnet56": partial(ThinResNet, depth=56),
+    "resnet110": partial(ThinResNet, depth=110),
     "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
     "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
     "squeezenet": SqueezeNet,

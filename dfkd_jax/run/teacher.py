@@ -108,11 +108,20 @@ def load_teacher(
 
 
 def _of_names(arrays: dict[str, np.ndarray], abstract: Variables) -> Variables:
-    """The arrays as the network's variables, whose shapes are given.
+    """The arrays as the network's variables, whose shapes are given; see `check_names`."""
+    wanted: dict[str, Any] = flatten_dict(abstract, sep="/")
+    check_names(unflatten_dict(arrays, sep="/"), abstract)
+    typed = {name: np.asarray(array, wanted[name].dtype) for name, array in arrays.items()}
+    return unflatten_dict(typed, sep="/")
+
+
+def check_names(variables: Variables, abstract: Variables) -> None:
+    """Refuse variables that are not those of a network, whose shapes are given.
 
     Raises:
-      UserError: they are not those of the network; one sentence.
+      UserError: some are missing, unknown or of another shape; one sentence with the first names.
     """
+    arrays: dict[str, Any] = flatten_dict(variables, sep="/")
     wanted: dict[str, Any] = flatten_dict(abstract, sep="/")
     wrong = {
         "missing": sorted(wanted.keys() - arrays.keys()),
@@ -130,8 +139,6 @@ def _of_names(arrays: dict[str, np.ndarray], abstract: Variables) -> Variables:
     ]
     if found:
         raise UserError(f"{'; '.join(found)}.")
-    typed = {name: np.asarray(array, wanted[name].dtype) for name, array in arrays.items()}
-    return unflatten_dict(typed, sep="/")
 
 
 def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[str, Any]) -> None:

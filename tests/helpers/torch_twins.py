@@ -87,6 +87,46 @@ class ResNet(nn.Module):
         return getattr(self, self.last)(features), features
 
 
+class ThinBlock(nn.Module):
+    """Two 3×3 convolutions; the shortcut has every second pixel and zeros around channels."""
+
+    def __init__(self, channels, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = conv(channels, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
+        self.stride, self.zeros = stride, (width - channels) // 2
+
+    def forward(self, x):
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        shortcut = F.pad(shortcut, (0, 0, 0, 0, self.zeros, self.zeros))
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class ThinResNet(nn.Module):
+    """He et al.'s networks for CIFAR, 6n + 2 layers."""
+
+    def __init__(self, depth, num_classes):
+        super().__init__()
+        self.conv1, self.bn1 = conv(3, 16, 3), nn.BatchNorm2d(16)
+        channels = 16
+        for stage, width in enumerate((16, 32, 64), start=1):
+            blocks = []
+            for index in range((depth - 2) // 6):
+                blocks.append(ThinBlock(channels, width, 2 if index == 0 and stage > 1 else 1))
+                channels = width
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
+        return self.linear(x), x
+
+
 class Lra64(nn.Module):
     """LRA's network for 64×64 images: torchvision's inside, its stem with a bias."""
 

@@ -19,6 +19,7 @@ TWINS = {
     "torchvision18": ("resnet18", 1, lambda t: t.ResNet(BASIC18, K, False, True), S32, 1),
     "torchvision50": ("resnet50", 1, lambda t: t.ResNet(BASIC34, K, True, True), S32, 1),
     "lra64": ("resnet34", 2, lambda t: t.Lra64(K).resnet, S64, 1),
+    "resnet20": ("resnet20", 0, lambda t: t.ThinResNet(20, K), S32, 1),
     "wrn16_1": ("wrn16_1", 0, lambda t: t.WideResNet(16, 1, K), S32, 1),
     "lenet5": ("lenet5", 0, lambda t: t.LeNet5(K), (32, 32, 1), 1.5),
     "lenet5_half": ("lenet5_half", 0, lambda t: t.LeNet5(K, (3, 8, 60, 42)), (32, 32, 1), 1.5),
@@ -47,7 +48,8 @@ def run_ours(model, variables, x):
 
 
 LARGE = {  # compile long
-    *("lra64", "mobilenetv2_2", "resnet18", "resnet34", "resnet50", "torchvision50", "wrn40_2"),
+    *("lra64", "mobilenetv2_2", "resnet18", "resnet34", "resnet50", "resnet56", "resnet110"),
+    *("resnet44", "torchvision50", "wrn40_2"),
 }
 
 

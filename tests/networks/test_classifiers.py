@@ -11,6 +11,7 @@ from dfkd_jax.networks.lenet import LeNet5
 from dfkd_jax.networks.mobilenet import MobileNetV2
 from dfkd_jax.networks.resnet import ResNet
 from dfkd_jax.networks.squeezenet import SqueezeNet
+from dfkd_jax.networks.thin_resnet import ThinResNet
 from dfkd_jax.networks.vgg import VGG
 from dfkd_jax.networks.wide_resnet import WideResNet
 
@@ -23,11 +24,20 @@ SMALL = {
     "mobilenetv2": (MobileNetV2(5, ((1, 4, 1, 1), (2, 6, 2, 2)), stem=4, head=8), (8, 8, 3)),
     "resnet18": (ResNet(5, blocks=(1, 1, 1, 1), width=4), (8, 8, 3)),
     "resnet50": (ResNet(5, blocks=(1,), width=4, bottleneck=True), (8, 8, 3)),
+    "resnet20": (ThinResNet(5, depth=8), (8, 8, 3)),
     "squeezenet": (SqueezeNet(5, 8, ((4, 8), (4, 8), (4, 8))), (17, 17, 3)),
     "vgg11": (VGG(5, ((4,), (6,), (6, 8))), (8, 8, 3)),
     "wrn16_1": (WideResNet(5, depth=10), (8, 8, 3)),
 }
-LARGE = {"resnet34", "resnet50", "wrn40_1", "wrn40_2"}  # are traced long
+LARGE = {
+    "resnet34",
+    "resnet44",
+    "resnet50",
+    "resnet56",
+    "resnet110",
+    "wrn40_1",
+    "wrn40_2",
+}  # are traced long
 EVERY = [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in CLASSIFIERS]
 WITH_BATCH_NORM = [name for name in SMALL if name not in ("lenet5", "squeezenet")]
 
@@ -65,6 +75,11 @@ FEATURE_SIZES = {
     "resnet34": 512,
     "resnet50": 2048,
     "squeezenet": 512,
+    "resnet20": 64,
+    "resnet32": 64,
+    "resnet44": 64,
+    "resnet56": 64,
+    "resnet110": 64,
     "vgg11": 512,
     "wrn16_1": 64,
     "wrn16_2": 128,
@@ -223,7 +238,8 @@ def test_unknown_names():
         create_classifier("resnet19", 10)
     assert str(error.value) == (
         "Unknown classifier 'resnet19'; the classifiers are cnn, cnn_half, lenet5, lenet5_half, "
-        "mobilenetv2, mobilenetv2_stride2, resnet18, resnet34, resnet50, squeezenet, vgg11, "
+        "mobilenetv2, mobilenetv2_stride2, resnet110, resnet18, resnet20, resnet32, resnet34, "
+        "resnet44, resnet50, resnet56, squeezenet, vgg11, "
         "wrn16_1, wrn16_2, wrn40_1, wrn40_2, and 'package.module:attribute' of one's own."
     )
     with pytest.raises(ValueError, match="6n \\+ 4 with n ≥ 1, not 17"):

@@ -28,13 +28,22 @@ TWINS = {
     "mobilenetv2_stride2": (lambda t: t.MobileNetV2(K, 2), S32, 2),
     "resnet18": (lambda t: t.ResNet(BASIC18, K), S32, 6),
     "resnet50": (lambda t: t.ResNet(BASIC34, K, True), S32, 4),
+    "resnet20": (lambda t: t.ThinResNet(20, K), S32, 8),
     "squeezenet": (lambda t: t.SqueezeNet(K), S32, 4),
     "vgg11": (lambda t: t.VGG11(K), S32, 2),
     "wrn16_1": (lambda t: t.WideResNet(16, 1, K), S32, 8),
     "wrn16_2": (lambda t: t.WideResNet(16, 2, K), S32, 4),
 }
 OWN = {"cnn", "cnn_half"}  # networks of this project, without a source
-DEEPER = {"resnet34", "wrn40_1", "wrn40_2"}  # of the same layers as others
+DEEPER = {
+    "resnet32",
+    "resnet34",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "wrn40_1",
+    "wrn40_2",
+}  # of the same layers as others
 
 
 def test_every_classifier_with_a_source_is_compared_with_it():

@@ -80,6 +80,16 @@ def squeezenet_count(num_classes):
     return total + dense(channels, num_classes)
 
 
+def thin_resnet_count(blocks, num_classes):
+    """All but the first block of a stage have as many inputs as outputs."""
+    total, channels = conv(3, 3, 16) + 2 * 16, 16
+    for width in (16, 32, 64):
+        for _ in range(blocks):
+            total += conv(3, channels, width) + conv(3, width, width) + 4 * width
+            channels = width
+    return total + dense(64, num_classes)
+
+
 def mobilenet_count(num_classes):
     total, channels = conv(3, 3, 32) + 2 * 32, 32
     for expansion, width, count, _ in MobileNetV2.stages:
@@ -98,6 +108,11 @@ def mobilenet_count(num_classes):
         ("resnet18", 10, 11_173_962, resnet_count((2, 2, 2, 2), 10)),
         ("resnet34", 10, 21_282_122, resnet_count((3, 4, 6, 3), 10)),
         ("resnet50", 10, 23_520_842, bottleneck_count((3, 4, 6, 3), 10)),
+        ("resnet20", 10, 269_722, thin_resnet_count(3, 10)),
+        ("resnet32", 10, 464_154, thin_resnet_count(5, 10)),
+        ("resnet44", 10, 658_586, thin_resnet_count(7, 10)),
+        ("resnet56", 10, 853_018, thin_resnet_count(9, 10)),
+        ("resnet110", 10, 1_727_962, thin_resnet_count(18, 10)),
         ("wrn16_1", 10, 175_066, wide_resnet_count(16, 1, 10)),
         ("wrn16_2", 10, 691_674, wide_resnet_count(16, 2, 10)),
         ("wrn40_1", 10, 563_930, wide_resnet_count(40, 1, 10)),
