@@ -20,8 +20,8 @@ import numpy as np
 
 from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.interchange import pt2, torch_module
-from dfkd_jax.interchange.torch_file import read_state_dict
-from dfkd_jax.interchange.torch_layouts import WrongWeights, from_torch
+from dfkd_jax.interchange.torch_file import read_weights
+from dfkd_jax.interchange.torch_layouts import WrongWeights, from_torch, torch_names
 from dfkd_jax.networks.classifiers import CLASSIFIERS, create_classifier
 from dfkd_jax.networks.graph import network, program
 from dfkd_jax.run import teacher
@@ -41,13 +41,22 @@ class Description(NamedTuple):
     std: tuple[float, ...] | None = None
 
 
-def convert(file: str | Path, description: Description, output: str | Path) -> str:
+def convert(
+    file: str | Path,
+    description: Description,
+    output: str | Path,
+    *,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> str:
     """Write the teacher of a PyTorch checkpoint to a folder, whole or not at all.
 
     Args:
-      file: see `torch_file.read_state_dict`.
+      file: see `torch_file.read_weights`.
       description: of the network in it.
       output: the folder, which must not exist or be empty.
+      key: where in the file the weights are, see `torch_file.read_weights`.
+      prefix: likewise.
 
     Returns:
       A summary to print.
@@ -59,17 +68,22 @@ def convert(file: str | Path, description: Description, output: str | Path) -> s
     file, output = Path(file), Path(output)
     _check_free(output)
     model, num_classes, image_shape = description[:3]
-    state_dict = read_state_dict(file)
     try:
-        variables, layout = from_torch(model, num_classes, image_shape, state_dict)
+        wanted = torch_names(model, num_classes, image_shape)
+    except UserError as error:
+        raise UserError(f"{file} cannot be converted: {error}") from error
+    found = read_weights(file, wanted, key=key, prefix=prefix)
+    try:
+        variables, layout = from_torch(model, num_classes, image_shape, found.arrays)
     except UserError as error:
         raise UserError(f"{file} cannot be converted: {error}") from error
     card = {**description._asdict(), "source": file.name, "layout": layout.name}
     _write(output, variables, card)
     lines = [
         f"layout         {layout.name}",
-        f"arrays         {len(state_dict)}, of them {len(jax.tree.leaves(variables['params']))} of "
-        "parameters",
+        f"arrays         {len(found.arrays)}, of them "
+        f"{len(jax.tree.leaves(variables['params']))} of parameters",
+        *_left_out(found.left_out),
     ]
     return "\n".join([*lines, *_summary(description, variables, output)])
 
@@ -110,6 +124,12 @@ def convert_program(
         *(f"note           {note}" for note in found.notes),
     ]
     return "\n".join([*lines, *_summary(description, variables, output)])
+
+
+def _left_out(names: Sequence[str]) -> list[str]:
+    """A line on what stands in a file beside the network."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"left out       {', '.join(names[:3])}{more}"] if names else []
 
 
 def _check_free(output: Path) -> None:
@@ -282,6 +302,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--std", help="0.49,0.48,0.45: per channel, of images in [0, 1]")
     names = ", ".join(SPECS)
     parser.add_argument("--dataset", help=f"gives the five before, if one of {names}")
+    parser.add_argument("--key", help="of weights: the dictionary in the file, as state_dict")
+    parser.add_argument("--prefix", help="of weights: what stands before their names, as model.")
     parser.add_argument("--features", help="of .pt2 or --module: the node or module of them")
     parser.add_argument("--logits", help="of .pt2 or --module: the output that they are")
     return parser
@@ -306,7 +328,8 @@ def _converted(given: argparse.Namespace) -> str:
     for flag in ("features", "logits"):
         if getattr(given, flag) is not None:
             raise UserError(f"--{flag} is for a .pt2 file or --module; {given.file} is neither.")
-    return convert(given.file, describe(given), given.output)
+    where = {"key": given.key, "prefix": given.prefix}
+    return convert(given.file, describe(given), given.output, **where)
 
 
 def _of_module(given: argparse.Namespace) -> str:
@@ -314,7 +337,7 @@ def _of_module(given: argparse.Namespace) -> str:
     made = torch_module.make(given.module)
     weights = None if given.file is None else Path(given.file)
     if weights is not None:
-        torch_module.load(made, weights)
+        torch_module.load(made, weights, key=given.key, prefix=given.prefix)
     facts = torch_module.facts(made, given.module, weights)
     spec = _spec(given)
     size, _, channels = (None, None, 3) if spec is None else spec.image_shape

@@ -10,9 +10,9 @@ import shlex
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,18 +20,30 @@ from safetensors.numpy import load_file
 
 from dfkd_jax.runtime.errors import UserError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-"""Keys under which training scripts put the state dict."""
+_DEPTH = 4  # of dictionaries in one another that are searched for weights
 
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "resnet.")
-"""What wrapping modules (`DataParallel`, `torch.compile`, LRA's 64×64 ResNet) put before names."""
+
+class Weights(NamedTuple):
+    """Weights found in a file.
+
+    Attributes:
+      arrays: in PyTorch's layout, by their names behind the prefix; of torch.save, floating-point
+        ones as float32.
+      place: what leads to them: the keys of dictionaries, joined by ".", and the prefix.
+      left_out: names beside them.
+    """
+
+    arrays: dict[str, np.ndarray]
+    place: tuple[str, str]
+    left_out: tuple[str, ...]
+
 
 EXPORT = "torch.save(model.state_dict(), 'weights.pt')"
 _ZIP = b"PK\x03\x04"
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint by name, out of its wrapping and without common prefixes.
+    """The arrays of a file that holds nothing else, by name.
 
     Args:
       path: a file of safetensors or of `torch.save`, told apart by how it begins; what begins like
@@ -43,6 +55,31 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file cannot be read, is damaged, holds something else, or needs a package that
         is not installed; one sentence that names it.
+    """
+    return read_weights(path, ()).arrays
+
+
+def read_weights(
+    path: str | os.PathLike,
+    wanted: Sequence[Collection[str]],
+    *,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> Weights:
+    """The weights of a network, out of whatever a training library has wrapped them in.
+
+    They are looked for in every dictionary of the file and behind every prefix of its names
+    ("module.", "net.backbone."): what has all names of the network is taken.
+
+    Args:
+      path: see `read_state_dict`.
+      wanted: names of the network's arrays, in each form that they may have; none: whatever is
+        there.
+      key: the dictionary to look in: "state_dict", or "ema.model" of one in another.
+      prefix: the one to look behind.
+
+    Raises:
+      UserError: see `read_state_dict`; or the network is there twice, or the key is not there.
     """
     path = Path(path)
     _check_unzipped(path)
@@ -56,7 +93,88 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
             content = _read_torch(path, start, size)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return _arrays(_without_prefixes(_unwrap(content, path)), path, size)
+    tables = _tables(content, path)
+    if key is not None:
+        if key not in tables:
+            listed = ", ".join(repr(k) for k in tables)
+            raise UserError(f"--key is {key!r}; {path} holds weights under {listed}.")
+        tables = {key: tables[key]}
+    place = _place(tables, wanted, prefix, path)
+    table, behind = tables[place[0]], place[1]
+    chosen = {n.removeprefix(behind): a for n, a in table.items() if n.startswith(behind)}
+    left_out = tuple(name for name in table if not name.startswith(behind))
+    return Weights(_arrays(chosen, path, size), place, left_out)
+
+
+def _tables(content: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """Every dictionary of tensors in a file, by the keys that lead to it."""
+
+    def search(value: Any, key: str, depth: int) -> None:
+        if not isinstance(value, Mapping) or depth > _DEPTH:
+            return
+        tensors = {str(name): part for name, part in value.items() if _is_tensor(part)}
+        if tensors:
+            tables[key] = tensors
+        for name, part in value.items():
+            if isinstance(name, str):
+                search(part, f"{key}.{name}" if key else name, depth + 1)
+
+    tables: dict[str, dict[str, Any]] = {}
+    search(content, "", 0)
+    if tables:
+        return tables
+    if not isinstance(content, Mapping):
+        what = f"a {type(content).__name__}"
+    elif {"state", "param_groups"} <= content.keys():
+        what = "the state of an optimizer, without the network's weights"
+    else:
+        keys = ", ".join(repr(key)[:50] for key in list(content)[:5])
+        what = f"a dictionary with no tensor at {keys}" if keys else "empty"
+    raise UserError(
+        f"{path} is no state dict but {what}; allowed is a dictionary of tensors, as "
+        f"{EXPORT} writes it, alone or in others."
+    )
+
+
+def _place(
+    tables: Mapping[str, Mapping[str, Any]],
+    wanted: Sequence[Collection[str]],
+    prefix: str | None,
+    path: Path,
+) -> tuple[str, str]:
+    """Where the wanted names are: (key, prefix); where most of them are, if nowhere all."""
+    found: dict[tuple[str, str], float] = {}
+    for key, table in tables.items():
+        for names in wanted:
+            for behind in _prefixes(table, names) if prefix is None else {prefix}:
+                share = sum(behind + name in table for name in names) / max(len(names), 1)
+                place = (key, behind)
+                found[place] = max(share, found.get(place, 0.0))
+    whole = [place for place, share in found.items() if share == 1.0]
+    if len(whole) > 1:
+        shown = [repr(f"{key}: {behind}" if key else behind) for key, behind in whole]
+        flags = ["--key"] * (len({key for key, _ in whole}) > 1)
+        flags += ["--prefix"] * (len({behind for _, behind in whole}) > 1)
+        raise UserError(
+            f"{path} holds the network {len(whole)} times, under {', '.join(shown)}; choose one "
+            f"with {' and '.join(flags)}."
+        )
+    if whole:
+        return whole[0]
+    if found:
+        return max(found, key=lambda place: found[place])
+    return max(tables, key=lambda key: len(tables[key])), prefix or ""
+
+
+def _prefixes(table: Mapping[str, Any], names: Collection[str]) -> set[str]:
+    """What may stand before the names: whatever stands before some of them."""
+    anchors = sorted(names)[:: max(1, len(names) // 8)]
+    return {
+        name.removesuffix(anchor)
+        for anchor in anchors
+        for name in table
+        if name == anchor or name.endswith(f".{anchor}")
+    }
 
 
 def _is_safetensors(path: Path, start: bytes) -> bool:
@@ -151,38 +269,8 @@ def _ask_zip(path: Path, question: Callable[[zipfile.ZipFile], Any]) -> Any:
         raise UserError(f"{path} is damaged: its archive cannot be read.") from error
 
 
-def _unwrap(content: Any, path: Path) -> Mapping[str, Any]:
-    """The state dict inside of a training script's dictionary."""
-    while isinstance(content, Mapping):
-        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        content = content[inner[0]]
-    if isinstance(content, Mapping) and content and all(map(_is_tensor, content.values())):
-        return {str(name): value for name, value in content.items()}
-    if isinstance(content, Mapping):
-        keys = [repr(key)[:50] for key, value in content.items() if not _is_tensor(value)]
-        what = f"a dictionary with no tensor at {', '.join(keys[:5])}" if keys else "empty"
-    else:
-        what = f"a {type(content).__name__}"
-    raise UserError(
-        f"{path} is no state dict but {what}; allowed is a dictionary of tensors, alone or under "
-        f"one of the keys {', '.join(WRAPPERS)}."
-    )
-
-
 def _is_tensor(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _without_prefixes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Take off each prefix that all names share."""
-    found = True
-    while found:
-        found = [p for p in PREFIXES if all(name.startswith(p) for name in state_dict)]
-        for prefix in found[:1]:
-            state_dict = {name.removeprefix(prefix): a for name, a in state_dict.items()}
-    return dict(state_dict)
 
 
 def _arrays(state_dict: Mapping[str, Any], path: Path, size: int) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ PyTorch keeps convolutions as (out, in, height, width) and dense layers as (out,
 variance is the unbiased one, and in evaluation each network normalises with what is stored.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -162,6 +163,26 @@ def layouts(model: str) -> tuple[Layout, ...]:
     return _LAYOUTS[classifier]
 
 
+@functools.lru_cache(maxsize=8)
+def _abstract(model: str, num_classes: int, image_shape: tuple[int, int, int]) -> Variables:
+    """The shapes of a classifier's variables."""
+    module = create_classifier(model, num_classes)
+    return jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
+    )
+
+
+def torch_names(
+    model: str, num_classes: int, image_shape: tuple[int, int, int]
+) -> list[tuple[str, ...]]:
+    """What PyTorch calls a classifier's arrays, in each of its layouts; see `from_torch`."""
+    abstract = _abstract(model, num_classes, image_shape)
+    return [
+        (*(leaf.name for leaf in _leaves(abstract, layout)), *(name for name, _ in layout.folded))
+        for layout in layouts(model)
+    ]
+
+
 def from_torch(
     model: str, num_classes: int, image_shape: tuple[int, int, int], state_dict: StateDict
 ) -> tuple[Variables, Layout]:
@@ -184,10 +205,7 @@ def from_torch(
         sentence.
     """
     known = layouts(model)
-    module = create_classifier(model, num_classes)
-    abstract = jax.eval_shape(
-        lambda: module.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
-    )
+    abstract = _abstract(model, num_classes, image_shape)
     found = [(layout, _leaves(abstract, layout)) for layout in known]
     layout, leaves = min(found, key=lambda pair: sum(map(len, _differing(*pair, state_dict))))
     missing, unknown = _differing(layout, leaves, state_dict)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfkd_jax.interchange.torch_file import read_state_dict
+from dfkd_jax.interchange.torch_file import read_weights
 from dfkd_jax.runtime.errors import UserError
 
 
@@ -64,8 +64,13 @@ def make(name: str) -> Any:
     return network
 
 
-def load(network: Any, weights: Path) -> None:
-    """Fill a network with the weights of a file, see `torch_file.read_state_dict`.
+def load(
+    network: Any, weights: Path, *, key: str | None = None, prefix: str | None = None
+) -> tuple[str, ...]:
+    """Fill a network with the weights of a file, see `torch_file.read_weights`.
+
+    Returns:
+      The names in the file that are not the network's.
 
     Raises:
       UserError: they are not the network's; one sentence.
@@ -73,8 +78,9 @@ def load(network: Any, weights: Path) -> None:
     import torch
 
     wanted = network.state_dict()
-    found: Mapping[str, np.ndarray] = read_state_dict(weights)
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    read = read_weights(weights, [wanted.keys() - counters], key=key, prefix=prefix)
+    found: Mapping[str, np.ndarray] = read.arrays
     missing = sorted(wanted.keys() - found.keys() - counters)
     unknown = sorted(found.keys() - wanted.keys())
     misshapen = [
@@ -92,6 +98,7 @@ def load(network: Any, weights: Path) -> None:
         raise UserError(f"{weights} has not the weights of that network: {'; '.join(wrong)}.")
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
     network.load_state_dict(tensors, strict=False)
+    return read.left_out
 
 
 def facts(network: Any, name: str, weights: Path | None) -> Facts:

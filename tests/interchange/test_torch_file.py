@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dfkd_jax.interchange.torch_file import read_state_dict
+from dfkd_jax.interchange.torch_file import read_state_dict, read_weights
+from dfkd_jax.runtime.errors import UserError
 
 STATE_DICT = {
     "conv.weight": np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3),
@@ -43,19 +44,61 @@ def refusal(file):
     return sentence
 
 
+NAMES = [{"conv.weight", "bn.running_var"}]
+
+
 @pytest.mark.parametrize(
-    "prefix", ["", "module.", "resnet.", "module.resnet.", "_orig_mod.module."]
+    "prefix", ["", "module.", "resnet.", "module.resnet.", "_orig_mod.module.", "my.own.backbone."]
 )
-def test_prefixes_that_all_names_share_are_taken_off(prefix, tmp_path):
+def test_any_prefix_is_taken_off(prefix, tmp_path):
     file = tmp_path / "net.safetensors"
     save_file({prefix + name: array for name, array in STATE_DICT.items()}, file)
-    assert_state_dict(read_state_dict(file))
+    found = read_weights(file, NAMES)
+    assert_state_dict(found.arrays)
+    assert found.place == ("", prefix) and found.left_out == ()
 
 
-def test_a_prefix_of_some_names_stays(tmp_path):
+def test_what_stands_beside_the_network_is_left_out(tmp_path):
+    """As a Lightning module has it, with the loss's own parameters."""
     file = tmp_path / "net.safetensors"
-    save_file({"net.a": np.ones(2), "b": np.ones(2)}, file)
-    assert set(read_state_dict(file)) == {"net.a", "b"}
+    wrapped = {f"model.{name}": array for name, array in STATE_DICT.items()}
+    save_file({**wrapped, "criterion.weight": np.ones(2)}, file)
+    found = read_weights(file, NAMES)
+    assert_state_dict(found.arrays)
+    assert found.left_out == ("criterion.weight",)
+
+
+def test_a_network_that_is_there_twice_is_asked_for(tmp_path):
+    file = tmp_path / "net.safetensors"
+    averaged = {f"ema.{name}": np.asarray(array + 1) for name, array in STATE_DICT.items()}
+    save_file({**averaged, **{f"net.{n}": a for n, a in STATE_DICT.items()}}, file)
+    with pytest.raises(UserError, match=r"2 times, under .*'net\.'.*; choose one with --prefix\.$"):
+        read_weights(file, NAMES)
+    assert_state_dict(read_weights(file, NAMES, prefix="net.").arrays)
+    other = read_weights(file, NAMES, prefix="ema.").arrays
+    np.testing.assert_array_equal(other["conv.weight"], STATE_DICT["conv.weight"] + 1)
+
+
+def test_a_copy_under_another_key_is_asked_for(tmp_path):
+    """As timm keeps the moving average of the weights."""
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(array) for name, array in STATE_DICT.items()}
+    moved = {name: tensor + 1 for name, tensor in tensors.items()}
+    file = tmp_path / "checkpoint.pth.tar"
+    torch.save({"state_dict": tensors, "state_dict_ema": moved, "epoch": 3}, file)
+    with pytest.raises(UserError, match=r"under 'state_dict: ', .*; choose one with --key\.$"):
+        read_weights(file, NAMES)
+    assert_state_dict(read_weights(file, NAMES, key="state_dict").arrays)
+    with pytest.raises(UserError, match=r"--key is 'model'; .* under 'state_dict', 'state_"):
+        read_weights(file, NAMES, key="model")
+
+
+def test_half_precision_is_widened(tmp_path):
+    torch = pytest.importorskip("torch")
+    for dtype in (torch.float16, torch.bfloat16):
+        tensors = {"conv.weight": torch.ones(2, dtype=dtype), "bn.running_var": torch.ones(2)}
+        torch.save(tensors, tmp_path / "half.pt")
+        assert read_weights(tmp_path / "half.pt", NAMES).arrays["conv.weight"].dtype == np.float32
 
 
 @pytest.mark.parametrize("name", ["NET.SAFETENSORS", "net.pt", "net"])
@@ -181,6 +224,16 @@ WRAPPED = {
     "state_dict": lambda s: {"state_dict": s, "epoch": 3, "best_acc1": 0.5},
     "model": lambda s: {"model": s, "optimizer": {"lr": 0.1}},
     "net": lambda s: {"net": s, "acc": 94.0},
+    "another key": lambda s: {"weights": s},
+    "Lightning": lambda s: {
+        "state_dict": {f"model.{name}": tensor for name, tensor in s.items()},
+        "optimizer_states": [{"state": {0: {"momentum_buffer": s["conv.weight"]}}}],
+        "pytorch-lightning_version": "2.0",
+    },
+    "with its optimizer": lambda s: {
+        "model": s,
+        "optimizer": {"state": {0: {"exp_avg": s["conv.weight"]}}, "param_groups": []},
+    },
     "nested": lambda s: {"model": {"state_dict": s}},
     "module.": lambda s: {f"module.{name}": tensor for name, tensor in s.items()},
     "resnet.": lambda s: {"net": {f"module.resnet.{name}": tensor for name, tensor in s.items()}},
@@ -194,7 +247,7 @@ def test_every_wrapped_form(form, legacy, tmp_path):
     file = tmp_path / "net.pth"
     tensors = {name: torch.tensor(array) for name, array in STATE_DICT.items()}
     torch.save(WRAPPED[form](tensors), file, _use_new_zipfile_serialization=not legacy)
-    assert_state_dict(read_state_dict(file))
+    assert_state_dict(read_weights(file, NAMES).arrays)
 
 
 @pytest.mark.parametrize("name", ["net.safetensors", "net"])
@@ -240,7 +293,8 @@ class Bomb:
         ("text", ["damaged or no PyTorch checkpoint"]),
         ("half_old", ["damaged or no PyTorch checkpoint"]),
         ("list", ["no state dict but a list"]),
-        ("other_key", ["no tensor at 'weights'", "state_dict, model_state_dict, model, net"]),
+        ("nothing", ["no tensor at 'epoch'", "alone or in others"]),
+        ("optimizer", ["the state of an optimizer"]),
         ("repeated", ["declares 10,000,000,000 numbers"]),
         ("sparse", ["no plain arrays"]),
     ],
@@ -268,7 +322,8 @@ def test_files_of_pytorch_that_are_refused(name, words, tmp_path):
             "module_inside": {"state_dict": linear.state_dict(), "network": linear},
             "arguments": {"state_dict": linear.state_dict(), "args": argparse.Namespace(lr=1)},
             "list": [1, 2],
-            "other_key": {"weights": linear.state_dict()},
+            "nothing": {"epoch": 3},
+            "optimizer": torch.optim.SGD(linear.parameters(), 0.1).state_dict(),
             "repeated": {"fc.weight": torch.zeros(1).expand(100_000, 100_000)},
             "sparse": {"fc.weight": torch.zeros(2, 2).to_sparse()},
         }
