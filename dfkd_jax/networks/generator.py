@@ -35,20 +35,37 @@ def symmetric_uniform(
     return jax.random.uniform(key, shape, dtype, -_WEIGHT_RANGE, _WEIGHT_RANGE)
 
 
+def upsamplings(image_shape: tuple[int, int, int]) -> int:
+    """How often a feature map is doubled: 2 times, 3 from 64×64 on and 4 from 128×128 on."""
+    height = image_shape[0]
+    return 4 if height >= 128 else 3 if height >= 64 else 2
+
+
 def base_size(image_shape: tuple[int, int, int]) -> int:
-    """Side of the feature map the latent is mapped to: H/4, or H/8 for images of 64×64 and more.
+    """Side of the feature map the latent is mapped to: H/4, H/8 or H/16, see `upsamplings`.
 
     Raises:
-      UserError: the images are not square or their side is not a multiple of 4 (8 from 64 on).
+      UserError: the images are not square, or their side is not a multiple of 4, 8 or 16.
     """
     height, width, _ = image_shape
-    factor = 8 if height >= 64 else 4
+    factor = 2 ** upsamplings(image_shape)
     if height != width or height < 1 or height % factor:
         raise UserError(
-            f"The generator makes square images whose side is a multiple of 4 (of 8 from 64 on), "
-            f"not {height}×{width}."
+            "The generator makes square images whose side is a multiple of 4 (of 8 from 64 on, of "
+            f"16 from 128 on), not {height}×{width}."
         )
     return height // factor
+
+
+def inner_widths(
+    image_shape: tuple[int, int, int], channels: tuple[int, int]
+) -> tuple[tuple[int, ...], bool]:
+    """Channels of the convolutions that double and are normalised; whether the last one doubles.
+
+    A fourth doubling has a convolution of its own, as wide as the one before.
+    """
+    count = upsamplings(image_shape)
+    return (*channels, channels[1])[: 3 if count == 4 else 2], count > 2
 
 
 class Generator(nn.Module):
@@ -57,6 +74,7 @@ class Generator(nn.Module):
         z (B, Z) → dense → (B, h, h, c₀), BN
         → upsample, conv c₀→c₀, BN(eps 0.8), LeakyReLU(0.2)
         → upsample, conv c₀→c₁, BN(eps 0.8), LeakyReLU(0.2)
+        → [from 128×128 on: the last line once more, c₁→c₁]
         → [from 64×64 on: upsample] → conv c₁→C, tanh, BN without scale and bias
 
     The last batch norm gives every channel mean 0 and variance 1 over the batch and all pixels: the
@@ -131,16 +149,18 @@ class Generator(nn.Module):
             return x
 
         size = base_size(self.image_shape)
-        wide, narrow = self.channels
+        wide = self.channels[0]
+        widths, last_doubles = inner_widths(self.image_shape, self.channels)
         x = nn.Dense(
             size * size * wide, kernel_init=symmetric_uniform, dtype=self.dtype, name="fc"
         )(z)
         x = x.reshape(z.shape[0], size, size, wide)
         x = norm("bn1")(x)  # The first and the last batch norm keep the default eps, 1e-5.
-        for width, index in ((wide, 1), (narrow, 2)):
+        for index, width in enumerate(widths, start=1):
             x = conv(x, width, f"conv{index}", upsample=True)
             x = norm(f"bn{index + 1}", epsilon=HIDDEN_EPSILON)(x)
             x = nn.leaky_relu(x, LEAKY_SLOPE)
-        x = nn.tanh(conv(x, self.image_shape[2], "conv3", upsample=self.image_shape[0] >= 64))
-        x = norm("bn4", use_scale=False, use_bias=False)(x)
+        last = len(widths) + 1
+        x = nn.tanh(conv(x, self.image_shape[2], f"conv{last}", upsample=last_doubles))
+        x = norm(f"bn{last + 1}", use_scale=False, use_bias=False)(x)
         return at_least_float32(x)

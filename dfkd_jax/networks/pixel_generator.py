@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dfkd_jax.networks.generator import LEAKY_SLOPE, base_size
+from dfkd_jax.networks.generator import LEAKY_SLOPE, base_size, inner_widths
 from dfkd_jax.networks.layers import Conv, UpsampleConv, at_least_float32, batch_norm
 
 _normal = nn.initializers.normal(0.02)
@@ -24,6 +24,7 @@ class PixelGenerator(nn.Module):
         x (B, D) → dense → (B, h, h, c₀), BN
         → upsample, conv c₀→c₀, BN, LeakyReLU(0.2)
         → upsample, conv c₀→c₁, BN, LeakyReLU(0.2)
+        → [from 128×128 on: the last line once more, c₁→c₁]
         → [from 64×64 on: upsample] → conv c₁→C, sigmoid
 
     Kernels start from N(0, 0.02²), scales of batch norms from N(1, 0.02²), biases from 0. The inner
@@ -59,13 +60,14 @@ class PixelGenerator(nn.Module):
             return layer(name=name)
 
         size = base_size(self.image_shape)
-        wide, narrow = self.channels
+        wide = self.channels[0]
+        widths, last_doubles = inner_widths(self.image_shape, self.channels)
         options: dict[str, Any] = {"padding": 1, "kernel_init": _normal, "dtype": self.dtype}
         x = nn.Dense(size * size * wide, kernel_init=_normal, dtype=self.dtype, name="fc")(x)
         x = norm("bn1")(x.reshape(x.shape[0], size, size, wide))
-        for width, index in ((wide, 1), (narrow, 2)):
+        for index, width in enumerate(widths, start=1):
             conv = UpsampleConv(width, (3, 3), use_bias=False, name=f"conv{index}", **options)
             x = nn.leaky_relu(norm(f"bn{index + 1}")(conv(x)), LEAKY_SLOPE)
-        last = UpsampleConv if self.image_shape[0] >= 64 else Conv
-        x = last(self.image_shape[2], (3, 3), name="conv3", **options)(x)
+        last = UpsampleConv if last_doubles else Conv
+        x = last(self.image_shape[2], (3, 3), name=f"conv{len(widths) + 1}", **options)(x)
         return at_least_float32(nn.sigmoid(x))

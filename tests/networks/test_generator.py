@@ -9,6 +9,7 @@ from flax import linen as nn
 from dfkd_jax.networks import generator
 from dfkd_jax.networks.convolution import convolution, upsampled_convolution
 from dfkd_jax.networks.generator import Generator, base_size
+from dfkd_jax.networks.pixel_generator import PixelGenerator
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 LATENT = 6
@@ -34,9 +35,25 @@ def advance(module, variables, z, calls):
     return jax.jit(lambda variables: jax.lax.fori_loop(0, calls, step, variables))(variables)
 
 
+LARGE = pytest.param((128, 128, 1), 8, 4, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("make", [Generator, PixelGenerator])
+def test_large_images_start_at_a_sixteenth(make):
+    """Or the dense layer of images of 224×224 would have a hundred million parameters."""
+    module = make((224, 224, 3))
+    images, shapes = jax.eval_shape(module.init_with_output, KEY, jnp.ones((2, 1000)))
+    assert images.shape == (2, 224, 224, 3)
+    dense = shapes["params"].pop("fc")["kernel"]
+    assert dense.shape == (1000, 14 * 14 * 128)
+    kernels = [p["kernel"].shape for name, p in shapes["params"].items() if "conv" in name]
+    expected = [(128, 128), (128, 64), (64, 64), (64, 3)]
+    assert sorted(kernels) == sorted((3, 3, *channels) for channels in expected)
+
+
 @pytest.mark.parametrize(
     "image_shape, base, upsamplings",
-    [((8, 8, 1), 2, 2), ((28, 28, 1), 7, 2), ((32, 32, 3), 8, 2), ((64, 64, 3), 8, 3)],
+    [((8, 8, 1), 2, 2), ((28, 28, 1), 7, 2), ((32, 32, 3), 8, 2), ((64, 64, 3), 8, 3), LARGE],
 )
 @pytest.mark.parametrize("spectral_norm", [True, False])
 def test_shape_and_output_statistics(image_shape, base, upsamplings, spectral_norm):
@@ -234,12 +251,14 @@ def test_works_inside_another_module(variables):
     )
 
 
-@pytest.mark.parametrize("image_shape", [(32, 28, 3), (30, 30, 3), (68, 68, 3), (0, 0, 1)])
+@pytest.mark.parametrize(
+    "image_shape", [(32, 28, 3), (30, 30, 3), (68, 68, 3), (136, 136, 1), (0, 0, 1)]
+)
 def test_impossible_sizes(image_shape):
     with pytest.raises(ValueError) as error:
         Generator(image_shape).init(KEY, latents())
     height, width, _ = image_shape
     assert str(error.value) == (
-        "The generator makes square images whose side is a multiple of 4 (of 8 from 64 on), "
-        f"not {height}×{width}."
+        "The generator makes square images whose side is a multiple of 4 (of 8 from 64 on, of 16 "
+        f"from 128 on), not {height}×{width}."
     )
