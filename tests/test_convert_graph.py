@@ -71,7 +71,7 @@ def test_the_teacher_gives_the_logits_of_pytorch(network, converted):
     assert isinstance(setup.models.teacher, GraphNetwork)
     variables = teacher.load_teacher(converted, setup.models.teacher, (8, 8, 1))
     x = images(3)
-    logits, features = setup.models.teacher.apply(variables, jnp.asarray(x))
+    logits, features = jax.jit(setup.models.teacher.apply)(variables, jnp.asarray(x))
     with torch.no_grad():
         expected = network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -111,8 +111,8 @@ def test_it_computes_in_half_precision_if_asked_to(converted):
     variables = teacher.load_teacher(converted, network, (8, 8, 1))
     text = jax.jit(network.apply).lower(variables, jnp.zeros((2, 8, 8, 1))).as_text()
     assert "bf16" in text
-    whole = parse(config_of(converted)).models.teacher.apply(variables, images(4))[0]
-    half = network.apply(variables, images(4))[0]
+    whole = jax.jit(parse(config_of(converted)).models.teacher.apply)(variables, images(4))[0]
+    half = jax.jit(network.apply)(variables, images(4))[0]
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, whole, atol=0.05)
 
@@ -152,7 +152,7 @@ def test_a_module_with_its_weights(network, tmp_path):
     x = images(3)
     with torch.no_grad():
         expected = network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
-    logits = setup.models.teacher.apply(variables, jnp.asarray(x))[0]
+    logits = jax.jit(setup.models.teacher.apply)(variables, jnp.asarray(x))[0]
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 

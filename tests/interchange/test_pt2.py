@@ -63,7 +63,7 @@ def test_the_same_logits_as_in_pytorch(archives, name, count):
     found = pt2.read_program(path, logits=NETWORKS[name])
     network, variables = ours(found)
     x = images(count)
-    logits, features = network.apply(variables, x)
+    logits, features = jax.jit(network.apply)(variables, x)
     expected = run(module, x)
     assert expected.std() > 0.05
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
@@ -77,7 +77,8 @@ def test_the_gradient_of_the_images_is_that_of_pytorch(archives):
     network, variables = ours(pt2.read_program(path))
     x = images(3)
     weights = np.random.default_rng(1).normal(size=(3, 10)).astype(np.float32)
-    found = jax.grad(lambda x: jnp.sum(network.apply(variables, x)[0] * weights))(jnp.asarray(x))
+    total = jax.jit(jax.grad(lambda x: jnp.sum(network.apply(variables, x)[0] * weights)))
+    found = total(jnp.asarray(x))
     theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
     (module(theirs) * torch.from_numpy(weights)).sum().backward()
     np.testing.assert_allclose(found, theirs.grad.numpy().transpose(0, 2, 3, 1), atol=1e-5)
@@ -87,8 +88,8 @@ def test_second_derivatives_are_those_of_finite_differences(archives, x64):
     network, variables = ours(pt2.read_program(archives("Words")[1]))
     variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), variables)
     x, direction = (jnp.asarray(images(1, 8), jnp.float64) * s for s in (1.0, 0.3))
-    gradient = jax.grad(lambda x: jnp.sum(network.apply(variables, x)[0][:, 0] ** 2))
-    _, product = jax.jvp(gradient, (x,), (direction,))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(network.apply(variables, x)[0][:, 0] ** 2)))
+    _, product = jax.jit(lambda x, d: jax.jvp(gradient, (x,), (d,)))(x, direction)
     step = 1e-5
     numeric = (gradient(x + step * direction) - gradient(x - step * direction)) / (2 * step)
     np.testing.assert_allclose(product, numeric, rtol=1e-5, atol=1e-7)
@@ -99,8 +100,14 @@ def test_batch_norms_are_seen_with_what_enters_them(archives):
     network, variables = ours(pt2.read_program(path))
     assert batch_norm.count(network, (8, 8, 3)) == 5
     x = images(4)
-    with batch_norm.recorded() as layers:
-        network.apply(variables, jnp.asarray(x))
+
+    @jax.jit
+    def entering_layers(x):
+        with batch_norm.recorded() as layers:
+            network.apply(variables, x)
+        return layers
+
+    layers = entering_layers(jnp.asarray(x))
     entering = []
     for norm in (m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.register_forward_pre_hook(lambda m, given: entering.append((m, given[0].numpy())))
@@ -125,7 +132,7 @@ def test_what_writes_into_slices_and_ends_in_a_softmax(archives):
     assert found.notes == ("the logits are what its last softmax is made of",)
     network, variables = ours(found)
     x = images(3)
-    logits = network.apply(variables, x)[0]
+    logits = jax.jit(network.apply)(variables, x)[0]
     np.testing.assert_allclose(jax.nn.softmax(logits), run(module, x), rtol=0, atol=1e-6)
 
 
@@ -142,7 +149,7 @@ def test_other_features_can_be_named(archives):
     path = archives("Thin")[1]
     by_module = pt2.read_program(path, features="layers.0")
     network, variables = ours(by_module)
-    features = network.apply(variables, images(2))[1]
+    features = jax.eval_shape(network.apply, variables, images(2))[1]
     assert features.shape == (2, 4)  # of maps, their means
     by_node = pt2.read_program(path, features=by_module.graph.features)
     assert by_node.graph == by_module.graph
@@ -385,7 +392,7 @@ def test_nothing_in_an_archive_is_unpickled(entries, tmp_path, monkeypatch):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("unpickled"))
     network, variables = ours(pt2.read_program(path))
-    assert network.apply(variables, images(1))[0].shape == (1, 10)
+    assert jax.eval_shape(network.apply, variables, images(1))[0].shape == (1, 10)
     marked = weights(lambda config: config["conv1.weight"].update(use_pickle=True))(files)
     name = next(n for n in marked if n.endswith("weight_0"))
     path.write_bytes(archive({**marked, name: evil}))
@@ -397,4 +404,4 @@ def test_nothing_in_an_archive_is_unpickled(entries, tmp_path, monkeypatch):
 def test_pytorch_itself_is_not_needed(archives, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     network, variables = ours(pt2.read_program(archives("Thin")[1]))
-    assert network.apply(variables, images(1))[0].shape == (1, 10)
+    assert jax.eval_shape(network.apply, variables, images(1))[0].shape == (1, 10)

@@ -17,7 +17,7 @@ SHAPE = (8, 8, 1)
 @pytest.fixture(scope="module")
 def variables():
     network = create_classifier(SMALL_NET, 10)
-    return network.init(jax.random.key(0), jnp.zeros((2, *SHAPE)), train=False)
+    return jax.jit(network.init)(jax.random.key(0), jnp.zeros((2, *SHAPE)))
 
 
 def test_what_is_saved_is_what_a_run_takes(variables, tmp_path):
@@ -26,7 +26,7 @@ def test_what_is_saved_is_what_a_run_takes(variables, tmp_path):
     loaded = dfkd_jax.load_teacher(folder)
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, dict(variables))
     x = jax.random.normal(jax.random.key(1), (3, *SHAPE))
-    logits, features = loaded.network.apply(loaded.variables, x, train=False)
+    logits, features = jax.eval_shape(loaded.network.apply, loaded.variables, x)
     assert logits.shape == (3, 10) and features.shape == (3, 4)
     setup = parse(tiny_config(**{"teacher.checkpoint": str(folder)}))
     assert (setup.spec.mean, setup.spec.std) == ((0.5,), (0.25,))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -38,12 +37,10 @@ class Tensor(NamedTuple):
         return tuple(int(axis) for axis in np.argsort(self.axes))
 
 
-def tensor(
-    array: jax.Array | np.ndarray, order: Sequence[int] | np.ndarray | None = None
-) -> Tensor:
+def tensor(array: Any, order: Sequence[int] | np.ndarray | None = None) -> Tensor:
     """An array whose axes are PyTorch's in this order; in PyTorch's own by default."""
     axes = range(array.ndim) if order is None else np.argsort(order)
-    return Tensor(jnp.asarray(array), tuple(map(int, axes)))
+    return Tensor(array, tuple(map(int, axes)))
 
 
 def stored(value: Tensor, order: Sequence[int]) -> jax.Array:

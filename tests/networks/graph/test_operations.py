@@ -267,24 +267,28 @@ def test_values_and_gradient_are_those_of_pytorch(name, case, x64):
     if first is not None:
         theirs[first].requires_grad_()
     expected = [e for e in listed(overload(name)(**theirs)) if e is not None]
+    derivative = first is not None and expected[0].requires_grad and name not in WITHOUT_DERIVATIVE
+    weights = np.random.default_rng(1).normal(size=tuple(expected[0].shape))
     function = operations.find(name)
-    for found, want in zip(listed(function(**ours)), expected, strict=False):
+
+    @jax.jit  # one program, which compiles sooner than its operations one by one
+    def results(array):
+        given = ours if first is None else {**ours, first: Tensor(array, ours[first].axes)}
+        return [None if r is None else plain(r) for r in listed(function(**given))]
+
+    array = jnp.zeros(()) if first is None else ours[first].array
+    for found, want in zip(results(array), expected, strict=False):
         if found is not None:
             assert found.shape == tuple(want.shape)
-            np.testing.assert_allclose(plain(found), want.detach().numpy(), rtol=1e-9, atol=1e-9)
-    if first is None or not expected[0].requires_grad or name in WITHOUT_DERIVATIVE:
+            np.testing.assert_allclose(found, want.detach().numpy(), rtol=1e-9, atol=1e-9)
+    if not derivative:
         return
-    weights = np.random.default_rng(1).normal(size=tuple(expected[0].shape))
     (expected[0] * torch.tensor(weights)).sum().backward()
-
-    def total(array):
-        value = Tensor(array, ours[first].axes)
-        return jnp.sum(plain(listed(function(**{**ours, first: value}))[0]) * weights)
-
-    gradient = Tensor(jax.grad(total)(ours[first].array), ours[first].axes)
+    gradient = jax.jit(jax.grad(lambda array: jnp.sum(results(array)[0] * weights)))(array)
     # PyTorch's sixth, of which hardsigmoid is made, is one in single precision.
     rtol = 1e-7 if name == "hardsigmoid" else 1e-8
-    np.testing.assert_allclose(plain(gradient), theirs[first].grad, rtol=rtol, atol=1e-8)
+    found = np.asarray(gradient).transpose(ours[first].axes)
+    np.testing.assert_allclose(found, theirs[first].grad, rtol=rtol, atol=1e-8)
 
 
 NOT_ATEN = {"put_part"}  # of this project alone

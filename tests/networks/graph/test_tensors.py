@@ -1,8 +1,7 @@
-"""Axes as PyTorch has them, on arrays that lie otherwise."""
+"""Axes as PyTorch has them, on arrays that lie otherwise; of NumPy here, which compiles nothing."""
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -78,7 +77,7 @@ def test_reductions_are_those_of_numpy(pair, data):
         st.lists(st.integers(-array.ndim, array.ndim - 1), unique_by=lambda d: d % array.ndim)
     )
     keep = data.draw(st.booleans())
-    found = plain(reduced(jnp.sum, value, list(dims), keep))
+    found = plain(reduced(np.sum, value, list(dims), keep))
     expected = array.sum(tuple(dims) if dims else None, keepdims=keep)
     np.testing.assert_allclose(found, expected)
     assert found.shape == expected.shape
@@ -93,7 +92,7 @@ def test_broadcasting_is_that_of_numpy(first, second, data):
     shape = tuple(data.draw(st.sampled_from([1, n])) for n in tail)
     other = numbers(shape)
     order = data.draw(st.permutations(range(other.ndim)))
-    result = pointwise(jnp.add, tensor(other.transpose(order), order), value)
+    result = pointwise(np.add, tensor(other.transpose(order), order), value)
     np.testing.assert_array_equal(plain(result), other + array)
     assert result.shape == array.shape
 
