@@ -37,7 +37,7 @@ from dfkd_jax.runtime.draw import stream
 from dfkd_jax.runtime.metrics import Metrics
 from dfkd_jax.synthesis.role import Seen, View
 
-Variables = dict[str, Any]
+Variables = Any  # a dictionary of a Flax network; any pytree of a function in memory
 Step = Callable[[DistillState, Variables], tuple[DistillState, Metrics]]
 
 

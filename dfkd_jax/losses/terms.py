@@ -291,7 +291,7 @@ NEEDS = {"activation": "features", "batch_norm": "statistics"}
 
 def generator_loss(
     teacher: Float[AnyArray, "B K"],
-    features: Float[AnyArray, "B D"],
+    features: Float[AnyArray, "B D"] | None,
     student: Float[AnyArray, "B K"],
     layers: list[LayerStatistics],
     weights: GeneratorLossWeights,
@@ -307,7 +307,7 @@ def generator_loss(
     And CE to chosen targets, where it has a weight.
 
     Args:
-      teacher: T. features: f_T. student: S.
+      teacher: T. features: f_T, used if a is not 0; None where it gives none. student: S.
       layers: the teacher's batch-norm statistics on this batch; used if bn is not 0.
       weights: of the terms.
       targets: y, the classes that the images were made for; used if `weights.target` is not 0.
@@ -324,7 +324,7 @@ def generator_loss(
         "information_entropy": lambda: information_entropy_loss(
             teacher, axis, logarithm=entropy_logarithm
         ),
-        "activation": lambda: activation_loss(features, axis),
+        "activation": lambda: activation_loss(cast(jax.Array, features), axis),
         "adversarial": lambda: ADVERSARIAL[adversarial_form](
             teacher, student, adversarial_temperature, axis
         ),

@@ -25,7 +25,7 @@ class Seen(NamedTuple):
     """What the teacher makes of images."""
 
     logits: Float[Array, "B K"]
-    features: Float[Array, "B D"]  # the input of its last layer
+    features: Float[Array, "B D"] | None  # the input of its last layer; None: it gives none
     statistics: list[LayerStatistics]  # of the input of each batch norm, over all devices
 
 
