@@ -316,7 +316,7 @@ class _Reader:
         classes = self._sizes(flat[0])[1].get("as_int")
         if classes is None or classes < 2:
             raise UserError(f"{self._path} gives {classes} classes; allowed are 2 or more.")
-        return self._names.get(flat[0], flat[0]), classes
+        return self._reference({"name": flat[0]}).name, classes
 
     def _features(
         self, nodes: list[Node], output: str, features: str | None
@@ -414,7 +414,8 @@ class _Reader:
             base = node.operation.partition(".")[0]
             if base not in ("slice", "select"):
                 return name, ()
-            steps.insert(0, (base, *(value for _, value in node.arguments[1:])))
+            names = ("dim", "start", "end", "step") if base == "slice" else ("dim", "index")
+            steps.insert(0, (base, *map(node.argument, names)))
         return name, tuple(steps)
 
     def _value(self, found: Mapping[str, Any]) -> Any:
@@ -440,7 +441,7 @@ class _Reader:
         if name in self._stale:
             raise UserError(
                 f"{self._path} writes into a part of {name!r} and reads it again, which is not "
-                "known here; allowed is x = f(x) in the place of f(x, inplace=True)."
+                "known here; allowed is x = f(x) instead of f(x, inplace=True)."
             )
         return Ref(name)
 
@@ -513,7 +514,8 @@ def _before_softmax(nodes: list[Node], output: str) -> tuple[str, list[str]]:
         if output in node.outputs:
             base = node.operation.partition(".")[0].lstrip("_")
             value = node.argument("self") or node.argument("input")
-            if base in ("softmax", "log_softmax") and isinstance(value, Ref):
+            over_classes = node.argument("dim") in (1, -1)
+            if base in ("softmax", "log_softmax") and over_classes and isinstance(value, Ref):
                 return value.name, [f"the logits are what its last {base} is made of"]
     return output, []
 

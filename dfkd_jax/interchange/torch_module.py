@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfkd_jax.interchange.torch_file import read_weights
+from dfkd_jax.runtime import array_files
 from dfkd_jax.runtime.errors import UserError
 
 
@@ -81,21 +82,11 @@ def load(
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     read = read_weights(weights, [wanted.keys() - counters], key=key, prefix=prefix)
     found: Mapping[str, np.ndarray] = read.arrays
-    missing = sorted(wanted.keys() - found.keys() - counters)
-    unknown = sorted(found.keys() - wanted.keys())
-    misshapen = [
-        f"{name} {found[name].shape} instead of {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in found and found[name].shape != tuple(wanted[name].shape)
-    ]
-    listed = {"missing": missing, "unknown": unknown, "misshapen": misshapen}
-    wrong = [
-        f"{kind} are {', '.join(names[:5])}{f' and {len(names) - 5} more' * (len(names) > 5)}"
-        for kind, names in listed.items()
-        if names
-    ]
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    needed = {n: s for n, s in shapes.items() if n not in counters or n in found}
+    wrong = array_files.differences({n: array.shape for n, array in found.items()}, needed)
     if wrong:
-        raise UserError(f"{weights} has not the weights of that network: {'; '.join(wrong)}.")
+        raise UserError(f"{weights} has not the weights of that network: {wrong}.")
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
     network.load_state_dict(tensors, strict=False)
     return read.left_out

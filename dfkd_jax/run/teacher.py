@@ -123,22 +123,10 @@ def check_names(variables: Variables, abstract: Variables) -> None:
     """
     arrays: dict[str, Any] = flatten_dict(variables, sep="/")
     wanted: dict[str, Any] = flatten_dict(abstract, sep="/")
-    wrong = {
-        "missing": sorted(wanted.keys() - arrays.keys()),
-        "unknown": sorted(arrays.keys() - wanted.keys()),
-        "misshapen": [
-            f"{name} {array.shape} instead of {wanted[name].shape}"
-            for name, array in sorted(arrays.items())
-            if name in wanted and array.shape != wanted[name].shape
-        ],
-    }
-    found = [
-        f"{kind} are {', '.join(names[:3])}{' and more' * (len(names) > 3)}"
-        for kind, names in wrong.items()
-        if names
-    ]
-    if found:
-        raise UserError(f"{'; '.join(found)}.")
+    shapes = [{name: leaf.shape for name, leaf in flat.items()} for flat in (arrays, wanted)]
+    wrong = array_files.differences(*shapes)
+    if wrong:
+        raise UserError(f"{wrong}.")
 
 
 def save_teacher(directory: str | os.PathLike, variables: Variables, card: dict[str, Any]) -> None:

@@ -11,6 +11,27 @@ from dfkd_jax.runtime import files
 from dfkd_jax.runtime.errors import UserError
 
 
+def differences(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """What is wrong with arrays of these names and shapes; empty if nothing is.
+
+    Args:
+      found: names and shapes. wanted: likewise.
+    """
+    wrong = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unknown": sorted(found.keys() - wanted.keys()),
+        "misshapen": [
+            f"{name} {shape} instead of {wanted[name]}"
+            for name, shape in sorted(found.items())
+            if name in wanted and shape != wanted[name]
+        ],
+    }
+    more = {kind: f" and {len(names) - 5} more" * (len(names) > 5) for kind, names in wrong.items()}
+    return "; ".join(
+        f"{kind} are {', '.join(names[:5])}{more[kind]}" for kind, names in wrong.items() if names
+    )
+
+
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write them, whole or not at all.
 

@@ -168,6 +168,86 @@ class Plain(torch.nn.Module):
         return self.fc(self.change(x).reshape(x.shape[0], -1))
 
 
+class TwoNorms(Plain):
+    """Two batch norms without modules, the second of a part of the images."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("first", "second"):
+            self.register_buffer(f"{name}_mean", torch.randn(3))
+            self.register_buffer(f"{name}_var", torch.rand(3) + 0.5)
+
+    def forward(self, x):
+        norm = torch.nn.functional.batch_norm
+        x = norm(x, self.first_mean, self.first_var)
+        return self.fc(norm(x * 2, self.second_mean, self.second_var).reshape(x.shape[0], -1))
+
+
+class Standardised(Plain):
+    """The kernel is normalised by its own statistics, whatever is remembered of it."""
+
+    def __init__(self):
+        super().__init__(size=3)
+        self.kernel = torch.nn.Parameter(torch.randn(3, 3, 3, 3))
+
+    def forward(self, x):
+        flat = self.kernel.reshape(1, 3, -1)
+        kernel = torch.nn.functional.batch_norm(flat, None, None, training=True, momentum=0.0)
+        x = torch.nn.functional.conv2d(x, kernel.reshape_as(self.kernel))
+        return self.fc(x.mean((2, 3)))
+
+
+def first_half_doubled(x):
+    y = x.clone()
+    torch.ops.aten.slice.Tensor(y, 2, end=4).mul_(2.0)  # the start is left out
+    return y
+
+
+SAME = {
+    "two batch norms of one module": TwoNorms,
+    "a standardised kernel": Standardised,
+    "a slice without a start": lambda: Plain(first_half_doubled),
+    "a softmax over something else": lambda: Plain(lambda x: torch.softmax(x, 0)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_could_be_taken_for_something_else(name, tmp_path):
+    torch.manual_seed(0)
+    module = SAME[name]().eval()
+    found = pt2.read_program(torch_graphs.save(module, tmp_path / "net.pt2"))
+    network, variables = ours(found)
+    x = images(3)
+    logits = jax.jit(network.apply)(variables, x)[0]
+    np.testing.assert_allclose(logits, run(module, x), rtol=0, atol=1e-5)
+
+
+def test_a_softmax_that_is_not_over_classes_stays(tmp_path):
+    class Odd(Plain):
+        def forward(self, x):
+            return torch.softmax(super().forward(x), 0)
+
+    module = Odd().eval()
+    found = pt2.read_program(torch_graphs.save(module, tmp_path / "net.pt2"))
+    assert found.notes == ()
+    network, variables = ours(found)
+    x = images(3)
+    np.testing.assert_allclose(network.apply(variables, x)[0], run(module, x), atol=1e-6)
+
+
+def test_logits_that_are_changed_afterwards_are_refused(tmp_path):
+    class Late(Plain):
+        def forward(self, x):
+            made = self.fc(x.reshape(x.shape[0], -1))
+            logits = made.view(-1, 10)
+            made.mul_(2.0)
+            return logits
+
+    path = torch_graphs.save(Late().eval(), tmp_path / "net.pt2")
+    with pytest.raises(UserError, match="reads it again"):
+        pt2.read_program(path)
+
+
 def stale(x):
     part = x[:, :1]
     x.mul_(2.0)

@@ -29,7 +29,7 @@ MODEL = "graph"
 """What a configuration calls the network that its teacher's folder describes."""
 
 GRAPH, CONSTANTS = "graph.json", "constants.safetensors"
-BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
+BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 _IN_SIZES = {  # of the arithmetic of sizes
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -63,7 +63,7 @@ class BatchNormLayer(NamedTuple):
 
 def batch_norm_of(graph: Graph, node: Node) -> BatchNormLayer | None:
     """The layer that a node is; None if it is no batch norm, or one of computed numbers."""
-    if node.operation.partition(".")[0] not in BATCH_NORMS:
+    if node.operation.partition(".")[0] not in BATCH_NORMS or node.argument("training"):
         return None
     arrays = dict(graph.arrays)
     names = ("weight", "bias", "running_mean", "running_var")
@@ -73,7 +73,7 @@ def batch_norm_of(graph: Graph, node: Node) -> BatchNormLayer | None:
     weight, bias, mean, var = (None if g is None else g.name for g in given)
     if mean is None or var is None:
         return None
-    return BatchNormLayer(mean.rpartition(".")[0] or "batch_norm", weight, bias, mean, var)
+    return BatchNormLayer(mean.removesuffix(".running_mean"), weight, bias, mean, var)
 
 
 def layers(graph: Graph) -> dict[int, BatchNormLayer]:
@@ -158,6 +158,19 @@ class GraphNetwork(nn.Module):
         )
 
 
+def check_known(graph: Graph) -> None:
+    """Refuse operations that are not known.
+
+    Raises:
+      Unsupported: names the first with its module, then all others.
+    """
+    unknown = [node for node in graph.nodes if not _is_known(node)]
+    if unknown:
+        names = sorted({node.operation for node in unknown} - {unknown[0].operation})
+        more = f", and neither are {', '.join(names)}" if names else ""
+        raise Unsupported(f"the operation {_where(unknown[0])} is not known{more}.")
+
+
 def check(
     graph: Graph,
     constants: Mapping[str, np.ndarray],
@@ -176,11 +189,7 @@ def check(
       Unsupported: an operation is not known or cannot be done; names it and its module.
       UserError: the network takes one number of images alone; one sentence.
     """
-    unknown = [node for node in graph.nodes if not _is_known(node)]
-    if unknown:
-        names = sorted({node.operation for node in unknown} - {unknown[0].operation})
-        more = f", and so are {', '.join(names)}" if names else ""
-        raise Unsupported(f"the operation {_where(unknown[0])} is not known{more}.")
+    check_known(graph)
     network = GraphNetwork(graph, constants, num_classes)
 
     def shape(count: int) -> tuple[int, ...]:
@@ -217,7 +226,7 @@ def _zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _filled(value: Any, values: Mapping[str | None, Any]) -> Any:
-    """An argument with values in the place of names."""
+    """An argument, its names replaced by values."""
     if isinstance(value, Ref):
         return values[value.name]
     return [_filled(part, values) for part in value] if isinstance(value, tuple) else value
@@ -261,7 +270,7 @@ def _arithmetic_batch_norm(node: Node, arguments: dict[str, Any]) -> Any:
     names = ("weight", "bias", "running_mean", "running_var")
     weight, bias, mean, var = (arguments.get(name) for name in names)
     eps = arguments["eps"]
-    if mean is None:
+    if mean is None or arguments.get("training"):
         result = batch_norm_of_weights(value, weight, bias, eps)
     else:
         shape = [1] * value.ndim
@@ -329,6 +338,10 @@ def read_network(
       UserError: a file of it is missing or damaged; one sentence.
     """
     graph = program.read(Path(folder) / GRAPH)
+    try:
+        check_known(graph)
+    except Unsupported as error:
+        raise UserError(f"{Path(folder) / GRAPH} cannot be used: {error}") from error
     constants: dict[str, np.ndarray] = {}
     if any(array.constant for _, array in graph.arrays):
         constants = array_files.read(Path(folder) / CONSTANTS)

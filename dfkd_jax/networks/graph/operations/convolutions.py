@@ -69,7 +69,7 @@ def general_conv(
     output_padding: Sizes,
     groups: int,
 ) -> Tensor:
-    """`convolution`, which a decomposed program has in the place of `conv2d`.
+    """`convolution`, which a decomposed program has instead of `conv2d`.
 
     Raises:
       NotImplementedError: it is transposed.

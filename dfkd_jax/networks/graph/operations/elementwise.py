@@ -213,7 +213,7 @@ def nan_to_num(
     posinf: Number | None = None,
     neginf: Number | None = None,
 ) -> Tensor:
-    """Numbers in the place of NaN and of the two infinities."""
+    """Numbers for NaN and for the two infinities."""
     return pointwise(partial(jnp.nan_to_num, nan=nan or 0.0, posinf=posinf, neginf=neginf), self)
 
 

@@ -133,7 +133,7 @@ def _sizes(
     scale_factors: Sequence[float] | None,
     one_by_one: Sequence[float | None],
 ) -> tuple[Sequence[int], Sequence[float | None]]:
-    """Pixels of the result, and the scales that were given in the place of a size."""
+    """Pixels of the result, and the scales, if they were given instead of a size."""
     space = value.ndim - 2
     if output_size is not None:
         given = tuple(one_by_one) if space == 2 else (None,) * space

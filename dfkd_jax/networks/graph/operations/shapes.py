@@ -152,7 +152,7 @@ def select(self: Tensor, dim: int, index: int) -> Tensor:
 
 
 def put_part(self: Tensor, value: Tensor, steps: Sequence[Any]) -> Tensor:
-    """With `value` in the place of a part. No operation of PyTorch: what writing into a slice does.
+    """The whole with a part replaced by `value`, as writing into a slice does; not in PyTorch.
 
     Args:
       self: the whole.
@@ -160,8 +160,9 @@ def put_part(self: Tensor, value: Tensor, steps: Sequence[Any]) -> Tensor:
       steps: ("slice", dim, start, end, step) and ("select", dim, index), from the whole on.
     """
     (kind, dim, *rest), *others = steps
-    place: Any = rest[0] if kind == "select" else slice(*(*rest, None, None, None)[:3])
-    where = tuple(place if i == dim % self.ndim else slice(None) for i in range(self.ndim))
+    place: Any = rest[0] if kind == "select" else slice(*rest)
+    axis = (dim or 0) % self.ndim
+    where = tuple(place if i == axis else slice(None) for i in range(self.ndim))
     whole = plain(self)
     if others:
         value = put_part(tensor(whole[where]), value, others)
@@ -169,13 +170,13 @@ def put_part(self: Tensor, value: Tensor, steps: Sequence[Any]) -> Tensor:
 
 
 def fill(self: Tensor, value: Any = 0) -> Tensor:
-    """A tensor of one number in the place of this one."""
+    """One number for every element."""
     number = plain(value) if isinstance(value, Tensor) else value
     return Tensor(jnp.full(self.array.shape, number, self.array.dtype), self.axes)
 
 
 def copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
-    """Another's elements in the place of these, in the type of these."""
+    """The elements of another tensor, in the type of this one."""
     return tensor(jnp.broadcast_to(plain(src), self.shape).astype(self.array.dtype))
 
 
