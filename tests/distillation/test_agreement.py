@@ -134,9 +134,10 @@ def test_an_objective_of_replayed_images_alone_has_its_alignment_measured():
         (logits, _), _ = parts.student.apply(variables, images, train=True, mutable=["batch_stats"])
         return jnp.mean(parts.distance(logits, logits_of(images)))
 
+    gradient = jax.jit(jax.grad(loss))
     a, b = (
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
-        for gradient in (jax.grad(loss)(state.student.params, x) for x in (fresh, first))
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(g)])
+        for g in (gradient(state.student.params, x) for x in (fresh, first))
     )
     by_hand = a @ b / np.sqrt(a @ a) / np.sqrt(b @ b)
     found = float(measure(state, teacher)["gradient_alignment"])

@@ -29,7 +29,13 @@ def test_a_pytorch_network_is_saved_and_converted(tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("word", ["save_teacher", "@ weights", "equinox", "haiku"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "save_teacher",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("@ weights", "equinox", "haiku")),
+    ],
+)
 def test_an_example_runs(word, tmp_path, monkeypatch):
     if word in ("equinox", "haiku"):
         pytest.importorskip(word)

@@ -90,10 +90,8 @@ def test_the_numbers_are_those_of_the_command_line(teacher, tmp_path):
     assert result.samples.images.shape == (8, *SHAPE)  # a whole batch
 
 
-@pytest.mark.parametrize(
-    "student",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn_half", "linen")), "nnx"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["cnn_half", "linen", "nnx"])
 def test_nothing_is_written_without_a_folder(teacher, tmp_path, monkeypatch, student):
     monkeypatch.chdir(tmp_path)
     networks = {"linen": LogitsOnly(), "nnx": Nnx(nnx.Rngs(0))}
