@@ -1,5 +1,5 @@
-"""Command line: `python -m dfkd_jax.export DIR --format=safetensors|stablehlo|onnx|images`: take
-the student of a run elsewhere, or its generated images.
+"""Command line: `python -m dfkd_jax.export DIR --format=safetensors|pytorch|stablehlo|onnx|images`:
+take the student of a run elsewhere, or its generated images.
 
 DIR is the run's folder, finished or not; the newest whole checkpoint counts. `images` writes those
 of the pool, or of the generator, into class folders by the teacher's label.
@@ -25,6 +25,7 @@ import numpy as np
 from flax.linen import pooling
 from flax.traverse_util import flatten_dict
 
+from dfkd_jax.interchange import torch_code
 from dfkd_jax.interchange.torch_layouts import to_torch
 from dfkd_jax.networks import convolution
 from dfkd_jax.networks.own_module import is_own
@@ -181,12 +182,53 @@ def _transposition_pairs_kept() -> Iterator[None]:
         ir_optimizations._OPTIMIZER_PASSES = passes
 
 
+_LOADER = '''
+
+MEAN, STD = {mean}, {std}  # per channel
+
+
+def load() -> nn.Module:
+    """The student in evaluation mode. It takes (images - MEAN) / STD, with images (B, C, H, W) in
+    [0, 1], and gives logits (B, K)."""
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    network = {call}
+    network.load_state_dict(load_file(Path(__file__).with_name("student.safetensors")))
+    return network.eval()
+'''
+
+
+def to_pytorch(student: Student) -> bytes:
+    """PyTorch code of the student's network, whose `load` reads the weights beside it.
+
+    Raises:
+      UserError: the network is a module of one's own.
+    """
+    card = student.card
+    if is_own(card["model"]):
+        raise UserError(
+            f"the student is {card['model']!r}, whose PyTorch code is not known; "
+            "--format=safetensors, stablehlo and onnx take it elsewhere."
+        )
+    call = torch_code.call_of(card["model"], card["num_classes"], card["image_shape"][-1])
+    loader = _LOADER.format(mean=tuple(card["mean"]), std=tuple(card["std"]), call=call)
+    return (torch_code.source_of(card["model"]) + loader).encode()
+
+
 IMAGES = "images"
-FORMATS = {"safetensors": to_safetensors, "stablehlo": to_stablehlo, "onnx": to_onnx}
+FORMATS = {
+    "safetensors": {"student.safetensors": to_safetensors},
+    "pytorch": {"student.py": to_pytorch, "student.safetensors": to_safetensors},
+    "stablehlo": {"student.stablehlo": to_stablehlo},
+    "onnx": {"student.onnx": to_onnx},
+}
+"""The files of each format, that of the student first, and what makes them."""
 
 
 def export(folder: Path, format: str, output: Path, date: datetime | None = None) -> Path:
-    """Write `student.FORMAT`, `card.json` and `README.md` to a folder, all of them or none.
+    """Write the files of a format, `card.json` and `README.md` to a folder, all of them or none.
 
     Args:
       folder: of a run.
@@ -212,15 +254,15 @@ def export(folder: Path, format: str, output: Path, date: datetime | None = None
             jax2onnx=importlib.metadata.version("jax2onnx"),
             onnx_opset=OPSET,
         )
-    content = FORMATS[format](student)
-    name = f"student.{format}"
+    contents = {name: make(student) for name, make in FORMATS[format].items()}
     with files.replacing_together(output) as new:
-        with files.replacing(new / name) as file:
-            file.write(content)
+        for name, content in contents.items():
+            with files.replacing(new / name) as file:
+                file.write(content)
         files.write_json(new / "card.json", student.card)
         with files.replacing(new / "README.md") as file:
             file.write(model_card(student.card).encode())
-    return output / name
+    return output / next(iter(contents))
 
 
 def model_card(card: dict[str, Any]) -> str:
@@ -246,6 +288,7 @@ def model_card(card: dict[str, Any]) -> str:
 | made by | {", ".join(made)} |
 
 `student.safetensors` holds weights only: give the network (images − mean) / std, images in [0, 1].
+`student.py` is its PyTorch code; `load()` there returns the network with these weights.
 `student.stablehlo` (read it with `jax.export.deserialize`) and `student.onnx` normalise themselves
 and take float32 images (batch, {height}, {width}, {channels}) in [0, 1]. All give logits.
 """

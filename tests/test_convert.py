@@ -238,7 +238,7 @@ def test_a_pytorch_teacher_gives_the_same_logits(tmp_path):
     torch = pytest.importorskip("torch")
     from tests.helpers import torch_twins
 
-    network = torch_twins.randomize(torch_twins.WideResNet(16, 1, 10))
+    network = torch_twins.randomize(torch_twins.twin("wrn16_1", 10))
     file, output = tmp_path / "wrn.pt", tmp_path / "teacher"
     torch.save({"state_dict": network.to(torch.bfloat16).state_dict()}, file)
     assert run(file, "--model=wrn16_1", "--dataset=cifar10", f"--output={output}") == 0
@@ -246,5 +246,5 @@ def test_a_pytorch_teacher_gives_the_same_logits(tmp_path):
     loaded = teacher.load_teacher(output, model, (32, 32, 3))
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     with torch.no_grad():
-        expected, _ = network.float()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+        expected = network.float()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
     np.testing.assert_allclose(jax.jit(model.apply)(loaded, x)[0], expected.numpy(), atol=1e-4)

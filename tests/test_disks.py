@@ -93,7 +93,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, open_checkpoints):
 
 def test_export_to_onnx(run, place, capsys, monkeypatch):
     pytest.importorskip("jax2onnx")  # which the command looks for first
-    monkeypatch.setitem(export.FORMATS, "onnx", lambda student: bytes(50_000))
+    monkeypatch.setitem(export.FORMATS, "onnx", {"student.onnx": lambda student: bytes(50_000)})
     arguments = [str(run), "--format=onnx", f"--output={place}"]
     assert_refused(lambda: export.main(arguments), place, capsys)
 

@@ -112,7 +112,7 @@ def test_an_exported_student_against_the_teacher_given(form, pair, split, tmp_pa
         pytest.importorskip("onnxruntime")
         pytest.importorskip("jax2onnx")
     file = tmp_path / f"student.{form}"
-    file.write_bytes(export.FORMATS[form](pair[0]))
+    file.write_bytes(export.FORMATS[form][f"student.{form}"](pair[0]))
     teacher.save_teacher(tmp_path / "teacher", pair[1].variables, pair[1].card)
     config = digits.get_config()
     assert evaluate.evaluate(file, config, 200)["teacher_agreement"] is None

@@ -122,8 +122,8 @@ def test_an_export_names_the_date_and_the_versions(folder, tmp_path, format):
     readme = (tmp_path / "first" / "README.md").read_text()
     assert all(f"{name} {version}" in readme for name, version in versions.items())
     assert f"on {DAY} |" in readme
-    if format == "safetensors":
-        with safe_open(path, "np") as file:
+    if format in ("safetensors", "pytorch"):
+        with safe_open(path.with_suffix(".safetensors"), "np") as file:
             metadata = file.metadata()
     elif format == "onnx":
         graph = onnx.load(path)
@@ -186,20 +186,25 @@ def assert_same_logits(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
 
 
-def test_safetensors_load_into_the_pytorch_network(tmp_path):
+def test_the_pytorch_code_loads_the_weights(tmp_path):
     torch = pytest.importorskip("torch")
-    from safetensors.torch import load
-
-    from tests.helpers import torch_twins
-
-    network = torch_twins.WideResNet(16, 1, 10).eval()
     student = random_student("wrn16_1", (8, 8, 3))
-    network.load_state_dict(load(export.to_safetensors(student)), strict=True)
+    for name, make in export.FORMATS["pytorch"].items():
+        (tmp_path / name).write_bytes(make(student))
+    code = {"__file__": str(tmp_path / "student.py")}
+    exec((tmp_path / "student.py").read_text(), code)
+    network = code["load"]()
+    assert not network.training and code["MEAN"] == (0.4,) * 3 and code["STD"] == (0.3,) * 3
     x = images((8, 8, 3))
     normalised = (torch.from_numpy(x) - 0.4) / 0.3
     with torch.no_grad():
-        logits, _ = network(normalised.permute(0, 3, 1, 2))
+        logits = network(normalised.permute(0, 3, 1, 2))
     assert_same_logits(logits.numpy(), expected(student, x))
+
+
+def test_a_module_of_ones_own_has_no_pytorch_code():
+    with pytest.raises(UserError, match=r"Normed.* not known; --format=safetensors"):
+        export.to_pytorch(random_student("tests.helpers.networks:Normed", SHAPE))
 
 
 def test_a_module_of_ones_own_keeps_its_names():

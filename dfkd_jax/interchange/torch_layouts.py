@@ -8,7 +8,7 @@ variance is the unbiased one, and in evaluation each network normalises with wha
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +17,16 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dfkd_jax.networks.classifiers import CNN, create_classifier
+from dfkd_jax.networks.imagenet_resnet import ImageNetResNet
+from dfkd_jax.networks.imagenet_vgg import ImageNetVGG
 from dfkd_jax.networks.lenet import LeNet5
 from dfkd_jax.networks.mobilenet import MobileNetV2
 from dfkd_jax.networks.resnet import ResNet
+from dfkd_jax.networks.resnet_x4 import ResNetX4
+from dfkd_jax.networks.shufflenet import ShuffleNetV2
 from dfkd_jax.networks.squeezenet import SqueezeNet
 from dfkd_jax.networks.thin_resnet import ThinResNet
-from dfkd_jax.networks.vgg import VGG
+from dfkd_jax.networks.vgg import BLOCKS, VGG
 from dfkd_jax.networks.wide_resnet import WideResNet
 from dfkd_jax.runtime.errors import UserError
 
@@ -73,6 +77,8 @@ _TORCHVISION_RULES = (_STAGES, ("shortcut_conv", "downsample.0"), ("shortcut_bn"
 _TORCHVISION_RESNET = Layout(
     "torchvision's ResNet with a 3×3 stem of stride 1 and without max pooling", _TORCHVISION_RULES
 )
+_IMAGENET_RESNET = Layout("torchvision's ResNet", _TORCHVISION_RULES)
+_RESNET_X4 = Layout("ResNet-x4 of RepDistiller", _TORCHVISION_RULES)
 # LRA replaces the stem by a convolution that has a bias.
 _LRA_64_RESNET = Layout(
     "torchvision's ResNet as LRA adapts it to 64×64 images, the stem with a bias",
@@ -120,13 +126,38 @@ _SQUEEZENET = Layout(
 _VGG = Layout(
     "VGG with batch norm of RepDistiller, CMI and Fast-Datafree",
     (
-        (r"^(block\d)_conv0", r"\1.0"),
-        (r"^(block\d)_bn0", r"\1.1"),
-        (r"^(block\d)_conv1", r"\1.3"),
-        (r"^(block\d)_bn1", r"\1.4"),
+        # Convolution, batch norm and ReLU are three numbers.
+        *((rf"^(block\d)_conv{i}", rf"\1.{3 * i}") for i in range(4)),
+        *((rf"^(block\d)_bn{i}", rf"\1.{3 * i + 1}") for i in range(4)),
         ("^fc", "classifier"),
     ),
 )
+_SHUFFLENET = Layout("ShuffleNetV2 of RepDistiller", (_STAGES, ("^fc", "linear")))
+
+
+def _vgg_features(blocks: tuple[tuple[int, ...], ...]) -> Iterator[tuple[str, str]]:
+    """torchvision numbers convolution, batch norm and ReLU, and a pooling after each block."""
+    number = 0
+    for block, widths in enumerate(blocks):
+        for index in range(len(widths)):
+            yield f"^block{block}_conv{index}$", f"features.{number}"
+            yield f"^block{block}_bn{index}$", f"features.{number + 1}"
+            number += 3
+        number += 1
+
+
+_IMAGENET_VGG = {
+    depth: Layout(
+        f"torchvision's VGG-{depth} with batch norm",
+        (
+            *_vgg_features(blocks),
+            ("^fc1", "classifier.0"),
+            ("^fc2", "classifier.3"),
+            ("^fc$", "classifier.6"),
+        ),
+    )
+    for depth, blocks in BLOCKS.items()
+}
 _CNN = Layout("the CNN of this project under its own names", ())
 
 _LAYOUTS: dict[type, tuple[Layout, ...]] = {
@@ -134,6 +165,9 @@ _LAYOUTS: dict[type, tuple[Layout, ...]] = {
     LeNet5: (_LENET,),
     MobileNetV2: (_MOBILENET,),
     ResNet: (_CIFAR_RESNET, _TORCHVISION_RESNET, _LRA_64_RESNET),
+    ImageNetResNet: (_IMAGENET_RESNET,),
+    ResNetX4: (_RESNET_X4,),
+    ShuffleNetV2: (_SHUFFLENET,),
     SqueezeNet: (_SQUEEZENET,),
     ThinResNet: (_THIN_RESNET,),
     VGG: (_VGG,),
@@ -157,10 +191,12 @@ def layouts(model: str) -> tuple[Layout, ...]:
     Raises:
       UserError: no classifier has that name, or no PyTorch names are known of it.
     """
-    classifier = type(create_classifier(model, 1))
-    if classifier not in _LAYOUTS:
+    classifier = create_classifier(model, 1)
+    if isinstance(classifier, ImageNetVGG):
+        return (_IMAGENET_VGG[next(d for d, b in BLOCKS.items() if b == classifier.blocks)],)
+    if type(classifier) not in _LAYOUTS:
         raise UserError(f"the model is {model!r}, of which no PyTorch names are known.")
-    return _LAYOUTS[classifier]
+    return _LAYOUTS[type(classifier)]
 
 
 @functools.lru_cache(maxsize=8)

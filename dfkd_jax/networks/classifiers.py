@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 from dfkd_jax.networks import lenet
 from dfkd_jax.networks.graph.network import MODEL as GRAPH
 from dfkd_jax.networks.graph.network import read_network
+from dfkd_jax.networks.imagenet_resnet import ImageNetResNet
+from dfkd_jax.networks.imagenet_vgg import ImageNetVGG
 from dfkd_jax.networks.layers import (
     Conv,
     batch_norm,
@@ -31,9 +33,11 @@ from dfkd_jax.networks.lenet import LeNet5
 from dfkd_jax.networks.mobilenet import MobileNetV2
 from dfkd_jax.networks.own_module import create_own, is_own
 from dfkd_jax.networks.resnet import ResNet
+from dfkd_jax.networks.resnet_x4 import ResNetX4
+from dfkd_jax.networks.shufflenet import ShuffleNetV2
 from dfkd_jax.networks.squeezenet import SqueezeNet
 from dfkd_jax.networks.thin_resnet import ThinResNet
-from dfkd_jax.networks.vgg import VGG
+from dfkd_jax.networks.vgg import BLOCKS, VGG
 from dfkd_jax.networks.wide_resnet import WideResNet
 from dfkd_jax.runtime.errors import UserError
 
@@ -88,8 +92,17 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "cnn_half": partial(CNN, widths=(16, 32, 32, 32)),
     "lenet5": LeNet5,
     "lenet5_half": partial(LeNet5, widths=(3, 8, 60, 42)),
+    "imagenet_resnet18": partial(ImageNetResNet, blocks=(2, 2, 2, 2)),
+    "imagenet_resnet34": partial(ImageNetResNet, blocks=(3, 4, 6, 3)),
+    "imagenet_resnet50": partial(ImageNetResNet, blocks=(3, 4, 6, 3), bottleneck=True),
+    "imagenet_vgg11": partial(ImageNetVGG, blocks=BLOCKS[11]),
+    "imagenet_vgg13": partial(ImageNetVGG, blocks=BLOCKS[13]),
+    "imagenet_vgg16": partial(ImageNetVGG, blocks=BLOCKS[16]),
+    "imagenet_vgg19": partial(ImageNetVGG, blocks=BLOCKS[19]),
     "mobilenetv2": MobileNetV2,
     "mobilenetv2_stride2": partial(MobileNetV2, stem_stride=2),
+    "resnet8x4": partial(ResNetX4, depth=8),
+    "resnet32x4": partial(ResNetX4, depth=32),
     "resnet18": partial(ResNet, blocks=(2, 2, 2, 2)),
     "resnet20": partial(ThinResNet, depth=20),
     "resnet32": partial(ThinResNet, depth=32),
@@ -98,8 +111,13 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "resnet110": partial(ThinResNet, depth=110),
     "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
     "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
+    "shufflenetv2": ShuffleNetV2,
     "squeezenet": SqueezeNet,
-    "vgg11": VGG,
+    "vgg8": partial(VGG, blocks=BLOCKS[8]),
+    "vgg11": partial(VGG, blocks=BLOCKS[11]),
+    "vgg13": partial(VGG, blocks=BLOCKS[13]),
+    "vgg16": partial(VGG, blocks=BLOCKS[16]),
+    "vgg19": partial(VGG, blocks=BLOCKS[19]),
     "wrn16_1": partial(WideResNet, depth=16, widen_factor=1),
     "wrn16_2": partial(WideResNet, depth=16, widen_factor=2),
     "wrn40_1": partial(WideResNet, depth=40, widen_factor=1),

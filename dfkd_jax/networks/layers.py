@@ -110,20 +110,51 @@ def max_pool2(x: jax.Array) -> jax.Array:
     return jnp.maximum(upper, lower)
 
 
-def max_pool3(x: jax.Array) -> jax.Array:
-    """Maximum over 3×3 windows at every second pixel, (B, H, W, C) → (B, ⌈(H−1)/2⌉, ⌈(W−1)/2⌉, C).
+def max_pool3(x: jax.Array, padding: int = 0) -> jax.Array:
+    """Maximum over 3×3 windows at every second pixel. Equal maxima share the gradient equally.
 
-    PyTorch's `MaxPool2d(3, 2, ceil_mode=True)`: a window may reach over the last row or column by
-    one, where nothing is. Equal maxima share the gradient equally.
+    A window may reach over an edge by one, where nothing is.
+
+    Args:
+      x: (B, H, W, C).
+      padding: 0: the first window begins at the first pixel, as in PyTorch's
+        `MaxPool2d(3, 2, ceil_mode=True)`; 1: one before it, as in `MaxPool2d(3, 2, 1)`.
+
+    Returns:
+      (B, ⌊H/2⌋, ⌊W/2⌋, C); with padding (B, ⌈H/2⌉, ⌈W/2⌉, C).
     """
     for axis in (1, 2):
-        size = x.shape[axis] // 2
+        size = (x.shape[axis] + padding) // 2
         edges = [(0, 0, 0)] * 4
-        edges[axis] = (0, (x.shape[axis] + 1) % 2, 0)
+        edges[axis] = (padding, 2 * size + 1 - padding - x.shape[axis], 0)
         padded = lax.pad(x, jnp.full((), -jnp.inf, x.dtype), edges)
         starts = [lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis) for i in range(3)]
         x = jnp.stack(starts).max(axis=0)
     return x
+
+
+def adaptive_pool(
+    x: jax.Array, axis: int, count: int, function: Callable[..., jax.Array]
+) -> jax.Array:
+    """Pool an axis of length N into `count` bins, the i-th from ⌊iN/count⌋ to ⌈(i+1)N/count⌉.
+
+    Bins overlap where N is no multiple of `count`, and repeat elements where it is smaller.
+
+    Args:
+      x: of any shape.
+      axis: which to pool.
+      count: length of the axis afterwards.
+      function: `jnp.mean` or `jnp.max`.
+    """
+    length = x.shape[axis]
+    if length == count:
+        return x
+    if length % count == 0:
+        shape = (*x.shape[:axis], count, length // count, *x.shape[axis + 1 :])
+        return function(x.reshape(shape), axis=axis + 1)
+    bins = [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
+    parts = [lax.slice_in_dim(x, *ends, axis=axis) for ends in bins]
+    return jnp.concatenate([function(part, axis=axis, keepdims=True) for part in parts], axis)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """ResNet-18, -34 and -50 in their form for small images (He et al., CVPR 2016)."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from flax import linen as nn
@@ -19,8 +19,6 @@ from dfkd_jax.networks.layers import (
 
 EXPANSION = 4  # output channels of a bottleneck per channel inside
 
-_conv = functools.partial(padded_conv, kernel_init=uniform_fan_in)
-
 
 class BasicBlock(nn.Module):
     """y = relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)), all convolutions without bias.
@@ -31,24 +29,27 @@ class BasicBlock(nn.Module):
       width: output channels.
       stride: of the first convolution and the shortcut.
       norm: makes a batch norm layer.
+      kernel_init: how the convolutions start.
       dtype: dtype of the computation.
     """
 
     width: int
     stride: int
     norm: Callable[..., nn.BatchNorm]
+    kernel_init: Callable[..., jax.Array] = uniform_fan_in
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (B, H, W, C) to (B, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
+        conv = functools.partial(padded_conv, kernel_init=self.kernel_init)
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.width:
-            shortcut = _conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            shortcut = conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
             shortcut = self.norm(name="shortcut_bn")(shortcut)
-        x = _conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
+        x = conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
         x = nn.relu(self.norm(name="bn1")(x))
-        x = self.norm(name="bn2")(_conv(self.width, 3, 1, self.dtype, "conv2")(x))
+        x = self.norm(name="bn2")(conv(self.width, 3, 1, self.dtype, "conv2")(x))
         return nn.relu(x + shortcut)
 
 
@@ -62,27 +63,49 @@ class Bottleneck(nn.Module):
       width: channels of the first two convolutions; the output has four times as many.
       stride: of the 3×3 convolution and the shortcut.
       norm: makes a batch norm layer.
+      kernel_init: how the convolutions start.
       dtype: dtype of the computation.
     """
 
     width: int
     stride: int
     norm: Callable[..., nn.BatchNorm]
+    kernel_init: Callable[..., jax.Array] = uniform_fan_in
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (B, H, W, C) to (B, ⌈H/stride⌉, ⌈W/stride⌉, 4·width)."""
+        conv = functools.partial(padded_conv, kernel_init=self.kernel_init)
         wide = EXPANSION * self.width
         shortcut = x
         if self.stride != 1 or x.shape[-1] != wide:
-            shortcut = _conv(wide, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            shortcut = conv(wide, 1, self.stride, self.dtype, "shortcut_conv")(x)
             shortcut = self.norm(name="shortcut_bn")(shortcut)
-        x = nn.relu(self.norm(name="bn1")(_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
-        x = _conv(self.width, 3, self.stride, self.dtype, "conv2")(x)
+        x = nn.relu(self.norm(name="bn1")(conv(self.width, 1, 1, self.dtype, "conv1")(x)))
+        x = conv(self.width, 3, self.stride, self.dtype, "conv2")(x)
         x = nn.relu(self.norm(name="bn2")(x))
-        x = self.norm(name="bn3")(_conv(wide, 1, 1, self.dtype, "conv3")(x))
+        x = self.norm(name="bn3")(conv(wide, 1, 1, self.dtype, "conv3")(x))
         return nn.relu(x + shortcut)
+
+
+def residual_stages(
+    x: jax.Array, block: Callable[..., nn.Module], blocks: Sequence[int], width: int
+) -> jax.Array:
+    """Apply stages of residual blocks as layers of the module whose `__call__` is running.
+
+    Args:
+      x: (B, H, W, C).
+      block: makes a block of `width` and `stride` with a name.
+      blocks: number of blocks of each stage; each stage but the first halves height and width.
+      width: of the first stage; each later one has twice as many channels.
+    """
+    for stage, count in enumerate(blocks):
+        for index in range(count):
+            stride = 2 if stage > 0 and index == 0 else 1
+            name = f"layer{stage + 1}_{index}"
+            x = block(width=width * 2**stage, stride=stride, name=name)(x)
+    return x
 
 
 class ResNet(nn.Module):
@@ -116,15 +139,9 @@ class ResNet(nn.Module):
         """Map images to logits and features, D = 8·width or 32·width."""
         norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
         block = Bottleneck if self.bottleneck else BasicBlock
-        x = nn.relu(norm(name="bn1")(_conv(self.width, 3, 1, self.dtype, "conv1")(x)))
-        for stage, count in enumerate(self.blocks):
-            for index in range(count):
-                x = block(
-                    width=self.width * 2**stage,
-                    stride=2 if stage > 0 and index == 0 else 1,
-                    norm=norm,
-                    dtype=self.dtype,
-                    name=f"layer{stage + 1}_{index}",
-                )(x)
+        stem = padded_conv(self.width, 3, 1, self.dtype, "conv1", kernel_init=uniform_fan_in)
+        x = nn.relu(norm(name="bn1")(stem(x)))
+        block = functools.partial(block, norm=norm, dtype=self.dtype)
+        x = residual_stages(x, block, self.blocks, self.width)
         x = global_average_pool(x)
         return classify(x, self.num_classes, self.dtype, bias_init=uniform_bias(x.shape[-1]))

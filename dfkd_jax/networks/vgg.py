@@ -1,4 +1,4 @@
-"""VGG-11 in its form for small images: batch norm, and one dense layer (Simonyan and Zisserman)."""
+"""VGG-8 to -19 for small images: batch norm, and one dense layer (Simonyan and Zisserman)."""
 
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -13,6 +13,15 @@ from dfkd_jax.networks.layers import (
     max_pool2,
     small_normal,
 )
+
+BLOCKS: dict[int, tuple[tuple[int, ...], ...]] = {
+    8: ((64,), (128,), (256,), (512,), (512,)),
+    11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    16: ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
+    19: ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
+}
+"""By depth: the channels of each convolution of each block."""
 
 
 class VGG(nn.Module):
@@ -31,7 +40,7 @@ class VGG(nn.Module):
     """
 
     num_classes: int
-    blocks: tuple[tuple[int, ...], ...] = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+    blocks: tuple[tuple[int, ...], ...] = BLOCKS[11]
     axis_name: str | None = None
     dtype: DTypeLike | None = None
 

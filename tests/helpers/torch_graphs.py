@@ -1,5 +1,6 @@
 """PyTorch networks that are known to no layout, and their archives."""
 
+import random
 import warnings
 
 import torch
@@ -116,6 +117,103 @@ def randomize(network, seed=0):
         if name.endswith("running_var"):
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     return network.eval()
+
+
+class Drawn(nn.Module):
+    """Random layers on random earlier values: every seed is another network."""
+
+    ACTIVATIONS = (F.relu, F.gelu, F.silu, F.hardswish, torch.tanh, torch.sigmoid, F.mish, F.elu)
+
+    def __init__(self, seed, classes=10, steps=12, channels=3, size=8):
+        super().__init__()
+        self.draw, self.layers, self.plan = random.Random(seed), nn.ModuleList(), []
+        shape = (channels, size, size)
+        kinds = (self._conv, self._norm, self._pool, self._move, self._resize, self._gate)
+        for kind in (self._conv, *self.draw.choices(kinds, k=steps), self._words):
+            step = kind(*shape)
+            earlier = self.draw.randrange(len(self.plan) + 1)
+            self.plan.append((step, earlier, self.draw.choice(("add", "cat"))))
+            with torch.no_grad():
+                shape = tuple(self._values(torch.zeros(2, channels, size, size))[-1].shape[1:])
+        self.head = nn.Linear(2 * shape[0], classes)
+        del self.draw
+
+    def _layer(self, layer):
+        self.layers.append(layer)
+        return layer
+
+    def _conv(self, c, h, w):
+        out = self.draw.choice((4, 6, 8))
+        groups = self.draw.choice([g for g in (1, 2, c) if c % g == out % g == 0])
+        size, stride = self.draw.choice((1, 3)), self.draw.choice((1, 1, 2 if h > 4 else 1))
+        dilation = self.draw.choice((1, 2)) if size == 3 and min(h, w) > 4 else 1
+        bias, padding = self.draw.random() < 0.5, dilation * (size // 2)
+        return self._layer(nn.Conv2d(c, out, size, stride, padding, dilation, groups, bias))
+
+    def _norm(self, c, h, w):
+        kind = self.draw.choice(("batch", "group", "layer"))
+        act = self.draw.choice(self.ACTIVATIONS)
+        if kind == "layer":
+            norm = self._layer(nn.LayerNorm(c))
+            return lambda x: act(norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        norm = self._layer(nn.BatchNorm2d(c) if kind == "batch" else nn.GroupNorm(2 - c % 2, c))
+        return lambda x: act(norm(x))
+
+    def _pool(self, c, h, w):
+        if min(h, w) < 4:
+            return lambda x: x * 0.5 + 1
+        size, stride = self.draw.choice(((2, 2), (3, 1), (3, 2)))
+        pool, padding = self.draw.choice((F.max_pool2d, F.avg_pool2d)), size // 2
+        return lambda x: pool(x, size, stride, padding)
+
+    def _move(self, c, h, w):
+        kind = self.draw.choice(("flip", "turn", "shuffle", "roll", "pad", "cut", "swap"))
+        if kind == "shuffle" and c % 2 == 0:
+            return lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        if kind == "swap" and c > 1:
+            return lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)
+        if kind == "cut" and min(h, w) > 4:
+            return lambda x: x[:, :, 1:, :-1]
+        if kind == "pad" and max(h, w) < 9:
+            return lambda x: F.pad(x, (1, 0, 0, 1))
+        if kind == "roll":
+            return lambda x: x.roll((1, -1), (2, 3))
+        return (lambda x: x.flip(2)) if kind == "flip" else (lambda x: x.transpose(2, 3))
+
+    def _resize(self, c, h, w):
+        mode = self.draw.choice(("nearest", "bilinear"))
+        if max(h, w) > 8:
+            return lambda x: F.adaptive_avg_pool2d(x, (5, 4))
+        return lambda x: F.interpolate(x, scale_factor=2, mode=mode)
+
+    def _gate(self, c, h, w):
+        layer = self._layer(nn.Conv2d(c, c, 1))
+        return lambda x: x * torch.sigmoid(layer(x.mean((2, 3), keepdim=True)))
+
+    def _words(self, c, h, w):
+        layer = self._layer(nn.Linear(c, 3 * c))
+
+        def attend(x):
+            q, k, v = layer(x.flatten(2).transpose(1, 2)).chunk(3, -1)
+            words = F.scaled_dot_product_attention(q, k, v)
+            return words.transpose(1, 2).reshape(x.shape)
+
+        return attend
+
+    def _values(self, x):
+        values = [x]
+        for step, earlier, how in self.plan:
+            new, old = step(values[-1]), values[earlier]
+            if how == "add" and old.shape == new.shape:
+                new = new + old
+            elif how == "cat" and old.shape[2:] == new.shape[2:] and new.shape[1] < 10:
+                new = torch.cat([old, new], 1)
+            values.append(new)
+        return values
+
+    def forward(self, x):
+        pooled = F.adaptive_avg_pool2d(self._values(x)[-1], (2, 1))
+        return self.head(pooled.flatten(1))
 
 
 def save(network, path, shape=(3, 8, 8), any_number=True, count=2):

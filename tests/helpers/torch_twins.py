@@ -1,9 +1,9 @@
-"""The published PyTorch networks, written anew from their layout: same names, same arithmetic.
+"""The published PyTorch networks: `twin` is the code that goes home with a student, `started` has
+the start of its source too, which the code leaves out.
 
-Each returns logits and the features that our network of the same kind returns, and starts as its
-source does; of torchvision's ResNet only the layout is taken. `randomize` gives them weights and
-running statistics that leave nothing at its initial value. `CNN`, `Generator` and `Encoder` have
-our names and sizes, and `load` gives them our variables in double precision.
+`randomize` gives a network weights and running statistics that leave nothing at its initial value.
+`CNN`, `Generator` and `Encoder` have our names and sizes, and `load` gives them our variables in
+double precision.
 """
 
 import numpy as np
@@ -11,6 +11,10 @@ import torch
 from flax.traverse_util import flatten_dict
 from torch import nn
 from torch.nn import functional as F
+
+from dfkd_jax.interchange import torch_code
+from dfkd_jax.interchange.torch_code import cnn
+from dfkd_jax.interchange.torch_code.resnet import ResNet
 
 
 def conv(channels_in, channels_out, size, stride=1, bias=False, groups=1):
@@ -33,98 +37,51 @@ def start_by_fan_out(network, linear_std=None):
             nn.init.zeros_(module.bias)
 
 
-class ResidualBlock(nn.Module):
-    """Basic (two 3×3) or bottleneck (1×1, 3×3, 1×1), the shortcut under the name given."""
-
-    def __init__(self, channels, width, stride, bottleneck, shortcut):
-        super().__init__()
-        out = 4 * width if bottleneck else width
-        if bottleneck:
-            plan = [(channels, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
-        else:
-            plan = [(channels, width, 3, stride), (width, width, 3, 1)]
-        self.count = len(plan)
-        for index, (c_in, c_out, size, s) in enumerate(plan, start=1):
-            self.add_module(f"conv{index}", conv(c_in, c_out, size, s))
-            self.add_module(f"bn{index}", nn.BatchNorm2d(c_out))
-        self.name = None
-        if stride != 1 or channels != out:
-            self.name = shortcut
-            layers = nn.Sequential(conv(channels, out, 1, stride), nn.BatchNorm2d(out))
-            self.add_module(shortcut, layers)
-
-    def forward(self, x):
-        shortcut = x if self.name is None else getattr(self, self.name)(x)
-        for index in range(1, self.count + 1):
-            x = getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(x))
-            x = F.relu(x + shortcut if index == self.count else x)
-        return x
+def start_thinly(network):
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
 
 
-class ResNet(nn.Module):
-    """DAFL's with `shortcut` and `linear`; torchvision's with `downsample` and `fc`."""
-
-    def __init__(
-        self, blocks, num_classes, bottleneck=False, torchvision=False, stem_bias=False, channels=3
-    ):
-        super().__init__()
-        self.conv1, self.bn1 = conv(channels, 64, 3, bias=stem_bias), nn.BatchNorm2d(64)
-        channels, self.last = 64, "fc" if torchvision else "linear"
-        for stage, count in enumerate(blocks):
-            layers = []
-            for index in range(count):
-                width, stride = 64 * 2**stage, 2 if stage and not index else 1
-                shortcut = "downsample" if torchvision else "shortcut"
-                layers.append(ResidualBlock(channels, width, stride, bottleneck, shortcut))
-                channels = 4 * width if bottleneck else width
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
-        self.add_module(self.last, nn.Linear(channels, num_classes))
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        features = x.mean((2, 3))
-        return getattr(self, self.last)(features), features
+def start_squeezed(network):
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            bound = (6 / module.weight[0].numel()) ** 0.5
+            nn.init.uniform_(module.weight, -bound, bound)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(network.classifier[1].weight, 0, 0.01)
 
 
-class ThinBlock(nn.Module):
-    """Two 3×3 convolutions; the shortcut has every second pixel and zeros around channels."""
-
-    def __init__(self, channels, width, stride):
-        super().__init__()
-        self.conv1, self.bn1 = conv(channels, width, 3, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
-        self.stride, self.zeros = stride, (width - channels) // 2
-
-    def forward(self, x):
-        shortcut = x[:, :, :: self.stride, :: self.stride]
-        shortcut = F.pad(shortcut, (0, 0, 0, 0, self.zeros, self.zeros))
-        x = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+def start_with_small_dense(network):
+    start_by_fan_out(network, linear_std=0.01)
 
 
-class ThinResNet(nn.Module):
-    """He et al.'s networks for CIFAR, 6n + 2 layers."""
+STARTS = {
+    "imagenet_resnet": start_by_fan_out,
+    "imagenet_vgg": start_with_small_dense,
+    "mobilenetv2": start_with_small_dense,
+    "resnet20": start_thinly,
+    "resnet8x4": start_by_fan_out,
+    "squeezenet": start_squeezed,
+    "vgg": start_with_small_dense,
+    "wrn": start_by_fan_out,
+}
 
-    def __init__(self, depth, num_classes):
-        super().__init__()
-        self.conv1, self.bn1 = conv(3, 16, 3), nn.BatchNorm2d(16)
-        channels = 16
-        for stage, width in enumerate((16, 32, 64), start=1):
-            blocks = []
-            for index in range((depth - 2) // 6):
-                blocks.append(ThinBlock(channels, width, 2 if index == 0 and stage > 1 else 1))
-                channels = width
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(64, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
 
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
-        return self.linear(x), x
+def twin(model, num_classes, channels=3):
+    """The PyTorch network of our classifier of that name, as its code is written out."""
+    namespace = {}
+    exec(torch_code.source_of(model), namespace)
+    return eval(torch_code.call_of(model, num_classes, channels), namespace)
+
+
+def started(model, num_classes, channels=3):
+    """The same, started as the source does; without an entry PyTorch's default is the source's."""
+    network = twin(model, num_classes, channels)
+    for prefix, start in STARTS.items():
+        if model.startswith(prefix):
+            start(network)
+    return network
 
 
 class Lra64(nn.Module):
@@ -132,189 +89,21 @@ class Lra64(nn.Module):
 
     def __init__(self, num_classes):
         super().__init__()
-        self.resnet = ResNet((3, 4, 6, 3), num_classes, torchvision=True, stem_bias=True)
+        names = ("downsample", "fc")
+        self.resnet = ResNet(num_classes, (3, 4, 6, 3), stem_bias=True, names=names)
+
+    def embed(self, x):
+        return self.resnet.embed(x)
 
     def forward(self, x):
         return self.resnet(x)
 
 
-class WideBlock(nn.Module):
-    def __init__(self, channels, width, stride):
-        super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(channels), conv(channels, width, 3, stride)
-        self.bn2, self.conv2 = nn.BatchNorm2d(width), conv(width, width, 3)
-        self.convShortcut = None if channels == width else conv(channels, width, 1, stride)
+class CNN(cnn.CNN):
+    """Of any widths; returns logits and features, as ours."""
 
     def forward(self, x):
-        active = F.relu(self.bn1(x))
-        shortcut = x if self.convShortcut is None else self.convShortcut(active)
-        return shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
-
-
-class WideStage(nn.Module):
-    def __init__(self, count, channels, width, stride):
-        super().__init__()
-        first = WideBlock(channels, width, stride)
-        self.layer = nn.Sequential(first, *(WideBlock(width, width, 1) for _ in range(count - 1)))
-
-    def forward(self, x):
-        return self.layer(x)
-
-
-class WideResNet(nn.Module):
-    def __init__(self, depth, factor, num_classes):
-        super().__init__()
-        count = (depth - 4) // 6
-        self.conv1 = conv(3, 16, 3)
-        self.block1 = WideStage(count, 16, 16 * factor, 1)
-        self.block2 = WideStage(count, 16 * factor, 32 * factor, 2)
-        self.block3 = WideStage(count, 32 * factor, 64 * factor, 2)
-        self.bn1, self.fc = nn.BatchNorm2d(64 * factor), nn.Linear(64 * factor, num_classes)
-        start_by_fan_out(self)
-
-    def forward(self, x):
-        x = self.block3(self.block2(self.block1(self.conv1(x))))
-        features = F.relu(self.bn1(x)).mean((2, 3))
-        return self.fc(features), features
-
-
-class LeNet5(nn.Module):
-    def __init__(self, num_classes, widths=(6, 16, 120, 84)):
-        super().__init__()
-        first, second, third, hidden = widths
-        self.conv1, self.conv2 = nn.Conv2d(1, first, 5), nn.Conv2d(first, second, 5)
-        self.conv3 = nn.Conv2d(second, third, 5)
-        self.fc1, self.fc2 = nn.Linear(third, hidden), nn.Linear(hidden, num_classes)
-
-    def forward(self, x):
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        features = F.relu(self.fc1(F.relu(self.conv3(x)).flatten(1)))
-        return self.fc2(features), features
-
-
-def conv_bn_relu6(channels_in, channels_out, size, stride=1, groups=1):
-    layer = conv(channels_in, channels_out, size, stride, groups=groups)
-    return nn.Sequential(layer, nn.BatchNorm2d(channels_out), nn.ReLU6())
-
-
-class InvertedResidual(nn.Module):
-    def __init__(self, channels, width, stride, expansion):
-        super().__init__()
-        inner = expansion * channels
-        widen = [conv_bn_relu6(channels, inner, 1)] if expansion != 1 else []
-        filters = conv_bn_relu6(inner, inner, 3, stride, groups=inner)
-        self.conv = nn.Sequential(*widen, filters, conv(inner, width, 1), nn.BatchNorm2d(width))
-        self.same = stride == 1 and channels == width
-
-    def forward(self, x):
-        return x + self.conv(x) if self.same else self.conv(x)
-
-
-class MobileNetV2(nn.Module):
-    STAGES = (
-        *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
-        *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
-    )
-
-    def __init__(self, num_classes, stem_stride=1):
-        super().__init__()
-        layers, channels = [conv_bn_relu6(3, 32, 3, stem_stride)], 32
-        for expansion, width, count, stride in self.STAGES:
-            for index in range(count):
-                s = 1 if index else stride
-                layers.append(InvertedResidual(channels, width, s, expansion))
-                channels = width
-        self.features = nn.Sequential(*layers, conv_bn_relu6(channels, 1280, 1))
-        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, num_classes))
-        start_by_fan_out(self, linear_std=0.01)
-
-    def forward(self, x):
-        features = self.features(x).mean((2, 3))
-        return self.classifier(features), features
-
-
-class Fire(nn.Module):
-    def __init__(self, channels, squeeze, expand):
-        super().__init__()
-        self.squeeze = nn.Conv2d(channels, squeeze, 1)
-        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
-        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
-
-    def forward(self, x):
-        x = F.relu(self.squeeze(x))
-        return torch.cat([F.relu(self.expand1x1(x)), F.relu(self.expand3x3(x))], 1)
-
-
-class SqueezeNet(nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-
-        def pool():
-            return nn.MaxPool2d(3, 2, ceil_mode=True)
-
-        self.features = nn.Sequential(
-            *(nn.Conv2d(3, 64, 3, 2), nn.ReLU(), pool()),
-            *(Fire(64, 16, 64), Fire(128, 16, 64), pool()),
-            *(Fire(128, 32, 128), Fire(256, 32, 128), pool()),
-            *(Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)),
-        )
-        last = nn.Conv2d(512, num_classes, 1)
-        self.classifier = nn.Sequential(nn.Dropout(), last, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                bound = (6 / module.weight[0].numel()) ** 0.5
-                nn.init.uniform_(module.weight, -bound, bound)
-                nn.init.zeros_(module.bias)
-        nn.init.normal_(last.weight, 0, 0.01)
-
-    def forward(self, x):
-        x = self.features(x)
-        return self.classifier(x).flatten(1), x.mean((2, 3))
-
-
-class VGG11(nn.Module):
-    BLOCKS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
-
-    def __init__(self, num_classes):
-        super().__init__()
-        channels = 3
-        for block, widths in enumerate(self.BLOCKS):
-            layers = []
-            for width in widths:
-                layers += [conv(channels, width, 3, bias=True), nn.BatchNorm2d(width), nn.ReLU()]
-                channels = width
-            self.add_module(f"block{block}", nn.Sequential(*layers[:-1]))
-        self.classifier = nn.Linear(512, num_classes)
-        start_by_fan_out(self, linear_std=0.01)
-
-    def forward(self, x):
-        height = x.shape[2]
-        for block in range(5):
-            x = F.relu(getattr(self, f"block{block}")(x))
-            if block < 3 or (block == 3 and height == 64):
-                x = F.max_pool2d(x, 2)
-        features = x.mean((2, 3))
-        return self.classifier(features), features
-
-
-class CNN(nn.Module):
-    """This project's own network."""
-
-    def __init__(self, num_classes, widths, channels=1):
-        super().__init__()
-        *convolutions, hidden = widths
-        for index, width in enumerate(convolutions, start=1):
-            self.add_module(f"conv{index}", conv(channels, width, 3, 1 if index == 1 else 2))
-            self.add_module(f"bn{index}", nn.BatchNorm2d(width))
-            channels = width
-        self.fc1, self.fc = nn.Linear(channels, hidden), nn.Linear(hidden, num_classes)
-
-    def forward(self, x):
-        for index in (1, 2, 3):
-            x = getattr(self, f"conv{index}")(x)
-            x = F.relu(getattr(self, f"bn{index}")(x))
-        features = F.relu(self.fc1(x.mean((2, 3))))
+        features = self.embed(x)
         return self.fc(features), features
 
 

@@ -84,6 +84,33 @@ def test_the_gradient_of_the_images_is_that_of_pytorch(archives):
     np.testing.assert_allclose(found, theirs.grad.numpy().transpose(0, 2, 3, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "seed", [pytest.param(s, marks=[pytest.mark.slow] if s > 3 else []) for s in range(24)]
+)
+def test_random_networks_have_the_logits_and_gradients_of_pytorch(seed, tmp_path):
+    torch.manual_seed(seed)
+    module = torch_graphs.randomize(torch_graphs.Drawn(seed))
+    network, variables = ours(pt2.read_program(torch_graphs.save(module, tmp_path / "drawn.pt2")))
+    x = images(3)
+    weights = np.random.default_rng(1).normal(size=(3, 10)).astype(np.float32)
+
+    def total(x):
+        logits, features = network.apply(variables, x)
+        return jnp.sum(logits * weights), (logits, features)
+
+    gradient, (logits, features) = jax.jit(jax.grad(total, has_aux=True))(jnp.asarray(x))
+    theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    expected = module(theirs)
+    (expected * torch.from_numpy(weights)).sum().backward()
+    scale = expected.detach().abs().max().item()
+    assert scale > 0.01
+    np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=0, atol=2e-5 * scale)
+    again = features @ module.head.weight.detach().numpy().T + module.head.bias.detach().numpy()
+    np.testing.assert_allclose(again, logits, rtol=0, atol=2e-5 * scale)
+    wanted = theirs.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
 def test_second_derivatives_are_those_of_finite_differences(archives, x64):
     network, variables = ours(pt2.read_program(archives("Words")[1]))
     variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), variables)

@@ -12,22 +12,43 @@ K = 7  # classes
 S32, S64 = (32, 32, 3), (64, 64, 3)
 BASIC18, BASIC34 = (2, 2, 2, 2), (3, 4, 6, 3)
 
-# Our name, which of its layouts, the twin (of `torch_twins`), image shape, gain of random weights.
+TORCHVISION = ("downsample", "fc")
+
+# Our name, which of its layouts, how the twin is made where it is not the network's own code, image
+# shape, gain of random weights.
 TWINS = {
-    "resnet18": ("resnet18", 0, lambda t: t.ResNet(BASIC18, K), S32, 1),
-    "resnet50": ("resnet50", 0, lambda t: t.ResNet(BASIC34, K, True), S32, 1),
-    "torchvision18": ("resnet18", 1, lambda t: t.ResNet(BASIC18, K, False, True), S32, 1),
-    "torchvision50": ("resnet50", 1, lambda t: t.ResNet(BASIC34, K, True, True), S32, 1),
+    "resnet18": ("resnet18", 0, None, S32, 1),
+    "resnet50": ("resnet50", 0, None, S32, 1),
+    "small_torchvision18": (
+        *("resnet18", 1, lambda t: t.ResNet(K, BASIC18, names=TORCHVISION)),
+        *(S32, 1),
+    ),
+    "small_torchvision50": (
+        *("resnet50", 1, lambda t: t.ResNet(K, BASIC34, bottleneck=True, names=TORCHVISION)),
+        *(S32, 1),
+    ),
     "lra64": ("resnet34", 2, lambda t: t.Lra64(K).resnet, S64, 1),
-    "resnet20": ("resnet20", 0, lambda t: t.ThinResNet(20, K), S32, 1),
-    "wrn16_1": ("wrn16_1", 0, lambda t: t.WideResNet(16, 1, K), S32, 1),
-    "lenet5": ("lenet5", 0, lambda t: t.LeNet5(K), (32, 32, 1), 1.5),
-    "lenet5_half": ("lenet5_half", 0, lambda t: t.LeNet5(K, (3, 8, 60, 42)), (32, 32, 1), 1.5),
-    "mobilenetv2": ("mobilenetv2", 0, lambda t: t.MobileNetV2(K), S32, 1.2),
-    "mobilenetv2_2": ("mobilenetv2_stride2", 0, lambda t: t.MobileNetV2(K, 2), S32, 1.2),
-    "squeezenet": ("squeezenet", 0, lambda t: t.SqueezeNet(K), S32, 1.5),
-    "squeezenet64": ("squeezenet", 0, lambda t: t.SqueezeNet(K), S64, 1.5),
-    "vgg11": ("vgg11", 0, lambda t: t.VGG11(K), S32, 1),
+    "resnet8x4": ("resnet8x4", 0, None, S32, 1),
+    "resnet32x4": ("resnet32x4", 0, None, S32, 1),
+    "imagenet_resnet18": ("imagenet_resnet18", 0, None, (75, 64, 3), 1),
+    "imagenet_resnet50": ("imagenet_resnet50", 0, None, S64, 1),
+    "resnet20": ("resnet20", 0, None, S32, 1),
+    "wrn16_1": ("wrn16_1", 0, None, S32, 1),
+    "lenet5": ("lenet5", 0, None, (32, 32, 1), 1.5),
+    "lenet5_28": ("lenet5", 0, None, (28, 28, 1), 1.5),
+    "lenet5_half": ("lenet5_half", 0, None, (32, 32, 1), 1.5),
+    "mobilenetv2": ("mobilenetv2", 0, None, S32, 1.2),
+    "mobilenetv2_2": ("mobilenetv2_stride2", 0, None, S32, 1.2),
+    "mobilenetv2_224": ("mobilenetv2_stride2", 0, None, (224, 224, 3), 1.2),
+    "shufflenetv2": ("shufflenetv2", 0, None, S32, 1.2),
+    "squeezenet": ("squeezenet", 0, None, S32, 1.5),
+    "squeezenet64": ("squeezenet", 0, None, S64, 1.5),
+    "vgg8": ("vgg8", 0, None, S32, 1),
+    "vgg11": ("vgg11", 0, None, S64, 1),
+    "vgg13": ("vgg13", 0, None, S32, 1),
+    "vgg19": ("vgg19", 0, None, S32, 1),
+    "imagenet_vgg11": ("imagenet_vgg11", 0, None, S64, 1.4),
+    "imagenet_vgg16": ("imagenet_vgg16", 0, None, (224, 224, 3), 1.4),
 }
 
 
@@ -38,18 +59,20 @@ def images(image_shape):
 def run_twin(network, x):
     import torch
 
+    inputs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        logits, features = network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-    return logits.numpy(), features.numpy()
+        return network(inputs).numpy(), network.embed(inputs).numpy()
 
 
 def run_ours(model, variables, x):
     return jax.jit(create_classifier(model, K).apply)(variables, x)
 
 
-LARGE = {  # compile long
-    *("lra64", "mobilenetv2_2", "resnet18", "resnet34", "resnet50", "resnet56", "resnet110"),
-    *("resnet44", "torchvision50", "wrn40_2"),
+LARGE = {  # compile long, or have a hundred million numbers
+    *("lra64", "mobilenetv2_2", "mobilenetv2_224", "resnet18", "resnet34", "resnet50", "resnet56"),
+    *("resnet44", "resnet110", "resnet32x4", "small_torchvision50", "wrn40_2", "vgg16", "vgg19"),
+    *("vgg13", "shufflenetv2", *(f"imagenet_resnet{d}" for d in (18, 34, 50))),
+    *(f"imagenet_vgg{d}" for d in (11, 13, 16, 19)),
 }
 
 
@@ -62,7 +85,8 @@ def test_the_same_logits_and_features_as_in_pytorch(name):
     from tests.helpers import torch_twins
 
     model, number, make, image_shape, gain = TWINS[name]
-    network = torch_twins.randomize(make(torch_twins), gain)
+    network = make(torch_twins) if make else torch_twins.twin(model, K, image_shape[-1])
+    network = torch_twins.randomize(network, gain)
     state_dict = torch_twins.numpy_state_dict(network)
     variables, layout = from_torch(model, K, image_shape, state_dict)
     assert layout == layouts(model)[number]
@@ -91,7 +115,7 @@ def test_the_comparison_can_fail():
     pytest.importorskip("torch")
     from tests.helpers import torch_twins
 
-    network = torch_twins.randomize(torch_twins.MobileNetV2(K, stem_stride=2), 1.2)
+    network = torch_twins.randomize(torch_twins.twin("mobilenetv2_stride2", K), 1.2)
     state_dict = torch_twins.numpy_state_dict(network)
     variables, _ = from_torch("mobilenetv2", K, S32, state_dict)
     logits, _ = run_ours("mobilenetv2", variables, images(S32))

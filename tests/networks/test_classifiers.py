@@ -7,9 +7,13 @@ import pytest
 from flax import linen as nn
 
 from dfkd_jax.networks.classifiers import CLASSIFIERS, CNN, create_classifier
+from dfkd_jax.networks.imagenet_resnet import ImageNetResNet
+from dfkd_jax.networks.imagenet_vgg import ImageNetVGG
 from dfkd_jax.networks.lenet import LeNet5
 from dfkd_jax.networks.mobilenet import MobileNetV2
 from dfkd_jax.networks.resnet import ResNet
+from dfkd_jax.networks.resnet_x4 import ResNetX4
+from dfkd_jax.networks.shufflenet import ShuffleNetV2
 from dfkd_jax.networks.squeezenet import SqueezeNet
 from dfkd_jax.networks.thin_resnet import ThinResNet
 from dfkd_jax.networks.vgg import VGG
@@ -27,6 +31,10 @@ SMALL = {
     "resnet20": (ThinResNet(5, depth=8), (8, 8, 3)),
     "squeezenet": (SqueezeNet(5, 8, ((4, 8), (4, 8), (4, 8))), (17, 17, 3)),
     "vgg11": (VGG(5, ((4,), (6,), (6, 8))), (8, 8, 3)),
+    "imagenet_resnet18": (ImageNetResNet(5, blocks=(1, 1), width=4), (16, 16, 3)),
+    "imagenet_vgg11": (ImageNetVGG(5, ((4,), (6, 8)), hidden=10), (8, 8, 3)),
+    "resnet8x4": (ResNetX4(5, width=4), (8, 8, 3)),
+    "shufflenetv2": (ShuffleNetV2(5, (8, 12), (1, 1), stem=4, head=8), (8, 8, 3)),
     "wrn16_1": (WideResNet(5, depth=10), (8, 8, 3)),
 }
 LARGE = {
@@ -35,6 +43,11 @@ LARGE = {
     "resnet50",
     "resnet56",
     "resnet110",
+    "resnet32x4",
+    "vgg16",
+    "vgg19",
+    *(f"imagenet_resnet{d}" for d in (34, 50)),
+    *(f"imagenet_vgg{d}" for d in (13, 16, 19)),
     "wrn40_1",
     "wrn40_2",
 }  # are traced long
@@ -80,7 +93,14 @@ FEATURE_SIZES = {
     "resnet44": 64,
     "resnet56": 64,
     "resnet110": 64,
-    "vgg11": 512,
+    "resnet8x4": 256,
+    "resnet32x4": 256,
+    "shufflenetv2": 1024,
+    **dict.fromkeys(("vgg8", "vgg11", "vgg13", "vgg16", "vgg19"), 512),
+    **{f"imagenet_vgg{depth}": 4096 for depth in (11, 13, 16, 19)},
+    "imagenet_resnet18": 512,
+    "imagenet_resnet34": 512,
+    "imagenet_resnet50": 2048,
     "wrn16_1": 64,
     "wrn16_2": 128,
     "wrn40_1": 64,
@@ -237,9 +257,11 @@ def test_unknown_names():
     with pytest.raises(ValueError) as error:
         create_classifier("resnet19", 10)
     assert str(error.value) == (
-        "Unknown classifier 'resnet19'; the classifiers are cnn, cnn_half, lenet5, lenet5_half, "
-        "mobilenetv2, mobilenetv2_stride2, resnet110, resnet18, resnet20, resnet32, resnet34, "
-        "resnet44, resnet50, resnet56, squeezenet, vgg11, "
+        "Unknown classifier 'resnet19'; the classifiers are cnn, cnn_half, imagenet_resnet18, "
+        "imagenet_resnet34, imagenet_resnet50, imagenet_vgg11, imagenet_vgg13, imagenet_vgg16, "
+        "imagenet_vgg19, lenet5, lenet5_half, mobilenetv2, mobilenetv2_stride2, resnet110, "
+        "resnet18, resnet20, resnet32, resnet32x4, resnet34, resnet44, resnet50, resnet56, "
+        "resnet8x4, shufflenetv2, squeezenet, vgg11, vgg13, vgg16, vgg19, vgg8, "
         "wrn16_1, wrn16_2, wrn40_1, wrn40_2, and 'package.module:attribute' of one's own."
     )
     with pytest.raises(ValueError, match="6n \\+ 4 with n ≥ 1, not 17"):

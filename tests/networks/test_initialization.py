@@ -17,37 +17,35 @@ from dfkd_jax.runtime.errors import UserError
 from tests.helpers.tiny import build, tiny_config
 
 K = 100  # classes: so many numbers has the smallest bias of the large networks
-BASIC18, BASIC34 = (2, 2, 2, 2), (3, 4, 6, 3)
 S32, GRAY = (32, 32, 3), (32, 32, 1)
 
-# The twin (of `torch_twins`), image shape, and how many draws are pooled: more of small networks.
+# Image shape, and how many draws are pooled: more of small networks.
 TWINS = {
-    "lenet5": (lambda t: t.LeNet5(K), GRAY, 200),
-    "lenet5_half": (lambda t: t.LeNet5(K, (3, 8, 60, 42)), GRAY, 200),
-    "mobilenetv2": (lambda t: t.MobileNetV2(K), S32, 8),
-    "mobilenetv2_stride2": (lambda t: t.MobileNetV2(K, 2), S32, 2),
-    "resnet18": (lambda t: t.ResNet(BASIC18, K), S32, 6),
-    "resnet50": (lambda t: t.ResNet(BASIC34, K, True), S32, 4),
-    "resnet20": (lambda t: t.ThinResNet(20, K), S32, 8),
-    "squeezenet": (lambda t: t.SqueezeNet(K), S32, 4),
-    "vgg11": (lambda t: t.VGG11(K), S32, 2),
-    "wrn16_1": (lambda t: t.WideResNet(16, 1, K), S32, 8),
-    "wrn16_2": (lambda t: t.WideResNet(16, 2, K), S32, 4),
+    "imagenet_resnet18": (S32, 4),
+    "lenet5": (GRAY, 200),
+    "lenet5_half": (GRAY, 200),
+    "mobilenetv2": (S32, 8),
+    "mobilenetv2_stride2": (S32, 2),
+    "resnet18": (S32, 6),
+    "resnet50": (S32, 4),
+    "resnet8x4": (S32, 8),
+    "resnet20": (S32, 8),
+    "shufflenetv2": (S32, 8),
+    "squeezenet": (S32, 4),
+    "vgg11": (S32, 2),
+    "wrn16_1": (S32, 8),
+    "wrn16_2": (S32, 4),
 }
 OWN = {"cnn", "cnn_half"}  # networks of this project, without a source
-DEEPER = {
-    "resnet32",
-    "resnet34",
-    "resnet44",
-    "resnet56",
-    "resnet110",
-    "wrn40_1",
-    "wrn40_2",
-}  # of the same layers as others
+OF_THE_SAME_LAYERS = {
+    *("resnet32", "resnet34", "resnet44", "resnet56", "resnet110", "wrn40_1", "wrn40_2"),
+    *("imagenet_resnet34", "imagenet_resnet50", "resnet32x4"),
+    *("vgg8", "vgg13", "vgg16", "vgg19", *(f"imagenet_vgg{d}" for d in (11, 13, 16, 19))),
+}
 
 
 def test_every_classifier_with_a_source_is_compared_with_it():
-    assert TWINS.keys() == CLASSIFIERS.keys() - OWN - DEEPER
+    assert TWINS.keys() == CLASSIFIERS.keys() - OWN - OF_THE_SAME_LAYERS
 
 
 def moments(draws):
@@ -75,7 +73,7 @@ def assert_same_distribution(name, ours, theirs):
     assert (our_largest < 2 * our_deviation) == (largest < 2 * deviation), name
 
 
-LARGE = {"mobilenetv2", "resnet18", "resnet50"}  # compile long
+LARGE = {"imagenet_resnet18", "mobilenetv2", "resnet18", "resnet50", "shufflenetv2"}  # compile long
 
 
 @pytest.mark.parametrize(
@@ -86,13 +84,13 @@ def test_every_array_starts_as_in_the_source(model):
     torch = pytest.importorskip("torch")
     from tests.helpers import torch_twins
 
-    make, image_shape, draws = TWINS[model]
+    image_shape, draws = TWINS[model]
     module = create_classifier(model, K)
     init = jax.jit(lambda key: module.init(key, jnp.zeros((1, *image_shape)), train=False))
     ours, theirs = [], []
     for seed in range(draws):
         torch.manual_seed(seed)
-        theirs.append(torch_twins.numpy_state_dict(make(torch_twins)))
+        theirs.append(torch_twins.numpy_state_dict(torch_twins.started(model, K, image_shape[-1])))
         ours.append(to_torch(model, init(jax.random.key(seed, impl="unsafe_rbg"))))
     assert ours[0].keys() == theirs[0].keys()
     for name in ours[0]:

@@ -66,6 +66,17 @@ def test_max_pooling_against_numpy(pool, size, shapes):
         np.testing.assert_array_equal(pool(jnp.asarray(x)), expected)
 
 
+@pytest.mark.parametrize("height, width", [(4, 5), (1, 2)])
+def test_padded_max_pooling_against_numpy(height, width):
+    x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32) - 9
+    expected = np.empty((2, -(-height // 2), -(-width // 2), 3), np.float32)
+    for row, column in np.ndindex(expected.shape[1:3]):
+        rows = slice(max(2 * row - 1, 0), 2 * row + 2)
+        columns = slice(max(2 * column - 1, 0), 2 * column + 2)
+        expected[:, row, column] = x[:, rows, columns].max((1, 2))
+    np.testing.assert_array_equal(layers.max_pool3(jnp.asarray(x), padding=1), expected)
+
+
 def test_max_pool2_derivatives():
     with jax.enable_x64(True):
         x = normal((1, 5, 4, 2))

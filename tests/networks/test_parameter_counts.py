@@ -9,6 +9,7 @@ import pytest
 from dfkd_jax.networks.classifiers import create_classifier
 from dfkd_jax.networks.mobilenet import MobileNetV2
 from dfkd_jax.networks.squeezenet import SqueezeNet
+from dfkd_jax.networks.vgg import BLOCKS
 
 
 def parameter_count(name, num_classes, image_shape):
@@ -71,6 +72,41 @@ def vgg_count(channels, num_classes):
     return sum(conv(3, a, b) + 3 * b for a, b in pairs) + dense(channels[-1], num_classes)
 
 
+def channels_of(depth):
+    return (3, *(width for widths in BLOCKS[depth] for width in widths))
+
+
+def imagenet_vgg_count(depth):
+    body = vgg_count(channels_of(depth), 0)
+    return body + dense(49 * 512, 4096) + dense(4096, 4096) + dense(4096, 1000)
+
+
+def imagenet(count):
+    """Of a ResNet with a 7×7 instead of a 3×3 stem."""
+    return count + conv(7, 3, 64) - conv(3, 3, 64)
+
+
+def x4_count(blocks, num_classes):
+    total, channels = conv(3, 3, 32) + 2 * 32, 32
+    for width in (64, 128, 256):
+        total += conv(1, channels, width) + 2 * width
+        for _ in range(blocks):
+            total += conv(3, channels, width) + conv(3, width, width) + 4 * width
+            channels = width
+    return total + dense(256, num_classes)
+
+
+def shufflenet_count(num_classes):
+    total, channels = conv(1, 3, 24) + 2 * 24, 24
+    for width, count in ((116, 3), (232, 7), (464, 3)):
+        half = width // 2
+        total += conv(3, 1, channels) + 2 * channels + conv(1, channels, half) + 2 * half
+        total += conv(1, channels, half) + conv(3, 1, half) + conv(1, half, half) + 6 * half
+        total += count * (2 * conv(1, half, half) + conv(3, 1, half) + 6 * half)
+        channels = width
+    return total + conv(1, channels, 1024) + 2 * 1024 + dense(1024, num_classes)
+
+
 def squeezenet_count(num_classes):
     total, channels = conv(3, 3, 64) + 64, 64
     for squeeze, expand in SqueezeNet.fires:
@@ -108,6 +144,11 @@ def mobilenet_count(num_classes):
         ("resnet18", 10, 11_173_962, resnet_count((2, 2, 2, 2), 10)),
         ("resnet34", 10, 21_282_122, resnet_count((3, 4, 6, 3), 10)),
         ("resnet50", 10, 23_520_842, bottleneck_count((3, 4, 6, 3), 10)),
+        ("resnet8x4", 100, 1_233_540, x4_count(1, 100)),
+        ("resnet32x4", 100, 7_433_860, x4_count(5, 100)),
+        ("imagenet_resnet18", 1000, 11_689_512, imagenet(resnet_count((2, 2, 2, 2), 1000))),
+        ("imagenet_resnet34", 1000, 21_797_672, imagenet(resnet_count((3, 4, 6, 3), 1000))),
+        ("imagenet_resnet50", 1000, 25_557_032, imagenet(bottleneck_count((3, 4, 6, 3), 1000))),
         ("resnet20", 10, 269_722, thin_resnet_count(3, 10)),
         ("resnet32", 10, 464_154, thin_resnet_count(5, 10)),
         ("resnet44", 10, 658_586, thin_resnet_count(7, 10)),
@@ -119,6 +160,15 @@ def mobilenet_count(num_classes):
         ("wrn40_2", 10, 2_243_546, wide_resnet_count(40, 2, 10)),
         ("wrn40_2", 100, 2_255_156, wide_resnet_count(40, 2, 100)),
         ("vgg11", 10, 9_231_114, vgg_count((3, 64, 128, 256, 256, 512, 512, 512, 512), 10)),
+        ("vgg8", 100, 3_965_028, vgg_count(channels_of(8), 100)),
+        ("vgg13", 100, 9_462_180, vgg_count(channels_of(13), 100)),
+        ("vgg16", 10, 14_728_266, vgg_count(channels_of(16), 10)),
+        ("vgg19", 10, 20_040_522, vgg_count(channels_of(19), 10)),
+        ("imagenet_vgg11", 1000, 132_868_840, imagenet_vgg_count(11)),
+        ("imagenet_vgg13", 1000, 133_053_736, imagenet_vgg_count(13)),
+        ("imagenet_vgg16", 1000, 138_365_992, imagenet_vgg_count(16)),
+        ("imagenet_vgg19", 1000, 143_678_248, imagenet_vgg_count(19)),
+        ("shufflenetv2", 100, 1_355_528, shufflenet_count(100)),
         ("squeezenet", 1000, 1_235_496, squeezenet_count(1000)),
         ("mobilenetv2", 1000, 3_504_872, mobilenet_count(1000)),
         ("mobilenetv2_stride2", 1000, 3_504_872, mobilenet_count(1000)),

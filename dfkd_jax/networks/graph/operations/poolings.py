@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from dfkd_jax.networks.graph.operations.convolutions import Sizes, each, windows
 from dfkd_jax.networks.graph.tensors import Tensor, axis_of
+from dfkd_jax.networks.layers import adaptive_pool
 
 
 class _Window:
@@ -122,15 +122,7 @@ def _adaptive(value: Tensor, output_size: Any, function: Callable[..., jax.Array
         axis, length = axis_of(value, i - space), value.shape[i - space]
         if count in (None, length):
             continue
-        if length % count == 0:
-            shape = (*array.shape[:axis], count, length // count, *array.shape[axis + 1 :])
-            array = function(array.reshape(shape), axis=axis + 1)
-        else:
-            bins = [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
-            parts = [lax.slice_in_dim(array, *ends, axis=axis) for ends in bins]
-            array = jnp.concatenate(
-                [function(part, axis=axis, keepdims=True) for part in parts], axis
-            )
+        array = adaptive_pool(array, axis, count, function)
     return Tensor(array, value.axes)
 
 
