@@ -89,6 +89,9 @@ FIELDS: Fields = {
     "dataset.num_classes": Field(int, None, "K; of folder it is counted"),
     "dataset.mean": Field(tuple, None, "per channel, of images in [0, 1]"),
     "dataset.std": Field(tuple, None, "per channel; the teacher takes (images − mean) / std"),
+    "dataset.flip": Field(
+        bool, None, "whether a mirrored image keeps its class; of folder and none None is False"
+    ),
     "teacher.model": Field(
         "resnet34", None, 'a key of `classifiers.CLASSIFIERS`, or "package.module:Net"'
     ),

@@ -47,8 +47,8 @@ def spec(config: ml_collections.ConfigDict, card: Mapping[str, Any] | None = Non
     if card.get("mean") is not None and card.get("std") is not None:
         known = known._replace(mean=tuple(card["mean"]), std=tuple(card["std"]))
     size, _, channels = known.image_shape
-    values = (size, channels, known.num_classes, known.mean, known.std)
-    for field, value in zip(FIELDS, values, strict=True):
+    values = (size, channels, known.num_classes, known.mean, known.std, known.flip)
+    for field, value in zip((*FIELDS, "flip"), values, strict=True):
         given = dataset[field]
         if isinstance(given, list):  # a tuple that was written to config.json
             given = tuple(given)
@@ -114,7 +114,8 @@ def _own(dataset: ml_collections.ConfigDict, card: Mapping[str, Any]) -> Dataset
     for field, (holds, words) in allowed.items():
         if not holds:
             raise UserError(f"config.dataset.{field} is {values[field]!r}; allowed is {words}.")
-    return DatasetSpec(dataset.name, (size, size, channels), classes, tuple(mean), tuple(std))
+    facts = (dataset.name, (size, size, channels), classes, tuple(mean), tuple(std))
+    return DatasetSpec(*facts, flip=bool(dataset.flip))
 
 
 def _is_integer(value: Any, least: int) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -71,3 +72,28 @@ class PixelGenerator(nn.Module):
         last = UpsampleConv if last_doubles else Conv
         x = last(self.image_shape[2], (3, 3), name=f"conv{len(widths) + 1}", **options)(x)
         return at_least_float32(nn.sigmoid(x))
+
+
+class NormalizedPixelGenerator(nn.Module):
+    """`PixelGenerator` as an adversarial generator: (images − mean) / std of its pixels.
+
+    Attributes:
+      pixels: makes images in [0, 1].
+      mean: per channel. std: per channel.
+    """
+
+    pixels: PixelGenerator
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(
+        self, z: Float[Array, "B Z"], train: bool = True, update_stats: bool = True
+    ) -> Float[Array, "B H W C"]:
+        """Map z to normalised images.
+
+        Batch norm is in training mode whatever `train` says, and nothing reads the statistics that
+        `update_stats` is about.
+        """
+        del train, update_stats
+        pixels = self.pixels(z)
+        return (pixels - jnp.asarray(self.mean, pixels.dtype)) / jnp.asarray(self.std, pixels.dtype)

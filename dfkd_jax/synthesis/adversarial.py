@@ -20,6 +20,7 @@ from dfkd_jax.networks import generator as generator_lib
 from dfkd_jax.networks.conditional_generator import ConditionalGenerator
 from dfkd_jax.networks.generator import Generator
 from dfkd_jax.networks.models import COMPUTE_DTYPES
+from dfkd_jax.networks.pixel_generator import NormalizedPixelGenerator, PixelGenerator
 from dfkd_jax.networks.training import Network, descend, generator_optimizer
 from dfkd_jax.runtime import draw
 from dfkd_jax.runtime.axis import ONE, Axis
@@ -30,6 +31,12 @@ from dfkd_jax.synthesis.role import STUDENT_MODES, Drawn, Seen, Synthesizer, Vie
 
 FIELDS = {
     **generator_lib.FIELDS,
+    "generator.output": Field(
+        "normalized",
+        one_of(("normalized", "pixels")),
+        "normalized: LRA's, tanh and batch norm; pixels: a sigmoid, as of Fast-Datafree and NAYER, "
+        "whose network has no spectral norm",
+    ),
     "generator.spectral_norm": Field(True, None, "convolution kernels over their spectral norm"),
     "generator.learning_rate": Field(0.02, more_than(0), "of Adam"),
     "generator.final_learning_rate": Field(
@@ -101,7 +108,7 @@ def create(
     Raises:
       UserError: the generator cannot make such images; one sentence.
     """
-    generator: Any = create_generator(config, spec.image_shape, axis)
+    generator: Any = create_generator(config, spec, axis)
     if conditional:
         generator = ConditionalGenerator(generator, spec.num_classes)
     names = losses.GeneratorLossWeights._fields
@@ -194,17 +201,16 @@ def sample(adversary: Adversary, network: Network, key: jax.Array) -> Drawn:
 
 
 def create_generator(
-    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], axis: Axis = ONE
-) -> Generator:
+    config: ml_collections.ConfigDict, spec: DatasetSpec, axis: Axis = ONE
+) -> Generator | NormalizedPixelGenerator:
     """G: z (B, Z) -> images (B, H, W, C); averages batch statistics over `axis`."""
     try:
-        generator_lib.base_size(image_shape)
+        generator_lib.base_size(spec.image_shape)
     except UserError as error:
-        raise UserError(f"config.dataset.image_size is {image_shape[0]}: {error}") from error
-    return Generator(
-        image_shape,
-        tuple(config.generator.channels),
-        config.generator.spectral_norm,
-        axis_name=axis.name,
-        dtype=COMPUTE_DTYPES[config.compute_dtype],
-    )
+        raise UserError(f"config.dataset.image_size is {spec.image_shape[0]}: {error}") from error
+    channels = tuple(config.generator.channels)
+    options = {"axis_name": axis.name, "dtype": COMPUTE_DTYPES[config.compute_dtype]}
+    if config.generator.output == "pixels":
+        pixels = PixelGenerator(spec.image_shape, channels, **options)
+        return NormalizedPixelGenerator(pixels, tuple(spec.mean), tuple(spec.std))
+    return Generator(spec.image_shape, channels, config.generator.spectral_norm, **options)

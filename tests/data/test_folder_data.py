@@ -175,6 +175,9 @@ def test_what_is_not_given_is_what_the_teacher_takes(folder, tmp_path):
     spec = data_specs.spec(config)
     assert (spec.image_shape, spec.num_classes) == ((8, 8, 3), 3)
     assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert not spec.flip
+    config.dataset.flip = True
+    assert data_specs.spec(config).flip
     config.dataset.std = (0.4, 0.5, 0.7)
     assert "a teacher with std [0.4, 0.5, 0.6]" in check(config)
     files.write_json(tmp_path / "teacher.json", {**card, "num_classes": 5})

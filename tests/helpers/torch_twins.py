@@ -37,6 +37,13 @@ def start_by_fan_out(network, linear_std=None):
             nn.init.zeros_(module.bias)
 
 
+def start_convolutions(network):
+    """Of torchvision's ResNet, which has no bias in them, and leaves the dense layer alone."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 def start_thinly(network):
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -57,11 +64,11 @@ def start_with_small_dense(network):
 
 
 STARTS = {
-    "imagenet_resnet": start_by_fan_out,
+    "imagenet_resnet": start_convolutions,
     "imagenet_vgg": start_with_small_dense,
     "mobilenetv2": start_with_small_dense,
     "resnet20": start_thinly,
-    "resnet8x4": start_by_fan_out,
+    "resnet8x4": start_convolutions,
     "squeezenet": start_squeezed,
     "vgg": start_with_small_dense,
     "wrn": start_by_fan_out,

@@ -32,7 +32,7 @@ SMALL = {
     "squeezenet": (SqueezeNet(5, 8, ((4, 8), (4, 8), (4, 8))), (17, 17, 3)),
     "vgg11": (VGG(5, ((4,), (6,), (6, 8))), (8, 8, 3)),
     "imagenet_resnet18": (ImageNetResNet(5, blocks=(1, 1), width=4), (16, 16, 3)),
-    "imagenet_vgg11": (ImageNetVGG(5, ((4,), (6, 8)), hidden=10), (8, 8, 3)),
+    "imagenet_vgg11": (ImageNetVGG(5, ((4,), (6, 8)), hidden=64), (8, 8, 3)),
     "resnet8x4": (ResNetX4(5, width=4), (8, 8, 3)),
     "shufflenetv2": (ShuffleNetV2(5, (8, 12), (1, 1), stem=4, head=8), (8, 8, 3)),
     "wrn16_1": (WideResNet(5, depth=10), (8, 8, 3)),
@@ -162,7 +162,7 @@ def test_train_mode_uses_the_batch_and_changes_batch_statistics_only(name):
     before, after = (jax.tree.leaves(tree["batch_stats"]) for tree in (variables, updates))
     assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     (others, _), _ = train(module, variables, x[:4])
-    assert not np.allclose(others, logits[:4], atol=1e-3)
+    assert not np.allclose(others, logits[:4], atol=1e-3 * np.std(logits))
 
 
 def test_lenet_has_no_batch_statistics():

@@ -26,6 +26,7 @@ from dfkd_jax.runtime.errors import UserError
         ("dataset.image_size", 32, ["config.dataset.image_size is 32 but 8", "'digits'"]),
         ("dataset.num_classes", 7, ["config.dataset.num_classes is 7 but 10", "leave it out"]),
         ("dataset.mean", (0.5,), ["config.dataset.mean is (0.5,) but (0.3053,)"]),
+        ("dataset.flip", True, ["config.dataset.flip is True but False for", "'digits'"]),
         ("teacher.model", "vgg99", ["config.teacher.model", "'vgg99'", "resnet34"]),
         ("student.model", "", ["config.student.model", "lenet5"]),
         ("student.model", "lenet5", ["config.student.model", "8×8×1 images", "28×28"]),

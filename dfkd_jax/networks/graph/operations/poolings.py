@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from dfkd_jax.networks.graph.operations.convolutions import Sizes, each, windows
 from dfkd_jax.networks.graph.tensors import Tensor, axis_of
