@@ -92,9 +92,16 @@ def test_what_it_says(network, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method, fields", [("dfq", {}), ("nayer", {"loop": "scan"})])
+@pytest.mark.parametrize(
+    "method, fields",
+    [
+        ("dfq", {}),
+        ("nayer", {"loop": "scan", "parallel.devices": 2}),
+        ("lra-mb", {"loss.batch_norm": 1.0}),
+    ],
+)
 def test_a_run_distils_it_without_pytorch(converted, tmp_path, method, fields, monkeypatch):
-    """Methods that need its batch norms, its features and both loops."""
+    """Methods that need its batch norms or features, both loops, two devices, the meta-gradient."""
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     config = config_of(converted, method, epochs=2, **fields)
     summary = run(config, tmp_path, QUIET)

@@ -224,7 +224,7 @@ def _read_torch(path: Path, start: bytes, size: int) -> Any:
 
 
 def _check_unzipped(path: Path) -> None:
-    """Refuse the folder that unpacking an archive of `torch.save` gives, and its `data.pkl`."""
+    """Refuse a folder; the one that unpacking an archive of `torch.save` gives by name."""
     folder = path if path.is_dir() else path.parent
     named = path.is_dir() or path.name == "data.pkl"
     if named and (folder / "data.pkl").is_file() and (folder / "data").is_dir():
@@ -233,6 +233,11 @@ def _check_unzipped(path: Path) -> None:
         raise UserError(
             f"{path} is an unzipped archive of torch.save, or part of one; zip it again without "
             f"compression, cd {parent} && zip -0 -r zipped.pt {name}, and convert zipped.pt."
+        )
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder; allowed is one file, a state dict of torch.save, a .safetensors "
+            "file or a .pt2 file."
         )
 
 

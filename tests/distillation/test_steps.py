@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfkd_jax.data.data_table import SPECS
 from dfkd_jax.distillation import steps as all_steps
 from dfkd_jax.distillation.objectives import OBJECTIVES
 from dfkd_jax.distillation.steps import generated, update_step
@@ -125,6 +126,18 @@ def test_generator_steps_leave_the_student_alone_and_student_steps_the_generator
     )
     learned = jax.jit(steps.student_step)(state, teacher)
     leaves_close(learned.synthesizer, state.synthesizer, rtol=0)
+
+
+def test_a_generator_of_pixels_learns_and_stays_in_their_range():
+    config = tiny_config("dfad", **{"generator.output": "pixels"})
+    steps, state, teacher = build(config)
+    learned = jax.jit(steps.generator_step)(state, teacher)
+    moved = differs(learned.synthesizer.params, state.synthesizer.params)
+    assert any(jax.tree.leaves(moved))
+    images = jax.jit(lambda s: generated(steps.parts, s, jax.random.key(0)))(learned)
+    spec = SPECS["digits"]
+    pixels = np.asarray(images) * spec.std + spec.mean
+    assert -1e-6 < pixels.min() < pixels.max() < 1 + 1e-6
 
 
 @pytest.mark.parametrize(

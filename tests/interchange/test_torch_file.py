@@ -185,7 +185,7 @@ def test_bad_files_are_one_sentence(name, tmp_path):
 
 def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "net.pt").mkdir()
-    assert "Is a directory" in refusal(tmp_path / "net.pt")
+    assert "is a folder; allowed is one file" in refusal(tmp_path / "net.pt")
 
 
 @pytest.mark.parametrize("given", ["best model", "best model/data.pkl"])

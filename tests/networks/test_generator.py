@@ -9,7 +9,7 @@ from flax import linen as nn
 from dfkd_jax.networks import generator
 from dfkd_jax.networks.convolution import convolution, upsampled_convolution
 from dfkd_jax.networks.generator import Generator, base_size
-from dfkd_jax.networks.pixel_generator import PixelGenerator
+from dfkd_jax.networks.pixel_generator import NormalizedPixelGenerator, PixelGenerator
 
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
 LATENT = 6
@@ -262,3 +262,16 @@ def test_impossible_sizes(image_shape):
         "The generator makes square images whose side is a multiple of 4 (of 8 from 64 on, of 16 "
         f"from 128 on), not {height}×{width}."
     )
+
+
+def test_pixels_are_normalised_for_the_networks():
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    pixels = PixelGenerator((8, 8, 3), (8, 4))
+    module = NormalizedPixelGenerator(pixels, mean, std)
+    variables = jax.jit(module.init)(KEY, latents())
+    run = jax.jit(partial(module.apply, mutable=["batch_stats"]))
+    images, _ = run(variables, latents())
+    inner = {name: tree["pixels"] for name, tree in variables.items()}
+    plain, _ = jax.jit(partial(pixels.apply, mutable=["batch_stats"]))(inner, latents())
+    assert 0 <= plain.min() and plain.max() <= 1 and np.std(plain) > 0.01
+    np.testing.assert_allclose(images, (plain - np.array(mean)) / np.array(std), atol=1e-5)
