@@ -68,7 +68,7 @@ def test_a_second_start_compiles_nothing_new(tmp_path):
     fields = [f"--config.{name}={value}" for name, value in fields.items()]
 
     def programs(workdir):
-        command = [sys.executable, "-m", "dfkd_jax.main", "--config=configs/digits.py"]
+        command = [sys.executable, "-m", "dfkd_jax.main", "--config=configs/digits.py:mb-dfkd"]
         subprocess.run(
             [*command, f"--workdir={workdir}", *fields],
             cwd=ROOT,
