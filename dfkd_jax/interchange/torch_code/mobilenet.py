@@ -33,7 +33,8 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, num_classes, stem_stride=1, channels=3):
         super().__init__()
-        layers, channels = [conv_bn_relu6(channels, 32, 3, stem_stride)], 32
+        layers: list[nn.Module] = [conv_bn_relu6(channels, 32, 3, stem_stride)]
+        channels = 32
         for expansion, width, count, stride in self.STAGES:
             for index in range(count):
                 s = 1 if index else stride

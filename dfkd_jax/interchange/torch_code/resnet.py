@@ -47,6 +47,7 @@ class ResNet(nn.Module):
         self,
         num_classes,
         blocks=(2, 2, 2, 2),
+        *,
         width=64,
         stem=64,
         bottleneck=False,

@@ -60,7 +60,8 @@ class ShuffleNetV2(nn.Module):
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        for stage in (1, 2, 3):
+            x = getattr(self, f"layer{stage}")(x)
         return F.relu(self.bn2(self.conv2(x))).mean((2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,9 @@ class ThinResNet(nn.Module):
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
+        for stage in (1, 2, 3):
+            x = getattr(self, f"layer{stage}")(x)
+        return x.mean((2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(self.embed(x))
