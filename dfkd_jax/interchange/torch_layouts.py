@@ -157,6 +157,7 @@ _IMAGENET_VGG = {
         ),
     )
     for depth, blocks in BLOCKS.items()
+    if depth > 8
 }
 _CNN = Layout("the CNN of this project under its own names", ())
 

@@ -86,6 +86,12 @@ class CNN(nn.Module):
 
 # Sides of the images that a network takes, where not any will do.
 IMAGE_SIZES = {"lenet5": lenet.SIZES, "lenet5_half": lenet.SIZES}
+# The smallest side, where poolings would leave nothing of smaller images.
+LEAST_SIZES = {
+    "squeezenet": 17,
+    **{f"vgg{depth}": 8 for depth in BLOCKS},
+    **{f"imagenet_vgg{depth}": 32 for depth in BLOCKS if depth > 8},
+}
 
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "cnn": CNN,

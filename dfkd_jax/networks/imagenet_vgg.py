@@ -6,15 +6,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dfkd_jax.networks.layers import (
-    Conv,
     adaptive_pool,
     batch_norm,
     classify,
-    he_fan_out,
-    max_pool2,
     small_normal,
 )
-from dfkd_jax.networks.vgg import BLOCKS
+from dfkd_jax.networks.vgg import BLOCKS, vgg_blocks
 
 
 class ImageNetVGG(nn.Module):
@@ -42,20 +39,13 @@ class ImageNetVGG(nn.Module):
     def __call__(
         self, x: Float[Array, "B H W C"], train: bool = False
     ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
-        """Map images of at least 2ⁿ×2ⁿ, n the number of blocks, to logits and features."""
+        """Map images to logits and features.
+
+        Raises:
+          UserError: they are smaller than 2ⁿ×2ⁿ, n the number of blocks.
+        """
         norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
-        for block, widths in enumerate(self.blocks):
-            for index, width in enumerate(widths):
-                x = Conv(
-                    width,
-                    (3, 3),
-                    padding=1,
-                    kernel_init=he_fan_out,
-                    dtype=self.dtype,
-                    name=f"block{block}_conv{index}",
-                )(x)
-                x = nn.relu(norm(name=f"block{block}_bn{index}")(x))
-            x = max_pool2(x)
+        x = vgg_blocks(x, self.blocks, range(len(self.blocks)), norm, self.dtype)
         for axis in (1, 2):
             x = adaptive_pool(x, axis, 7, jnp.mean)
         # PyTorch's dense layers take channels first; so the weights are the same arrays.

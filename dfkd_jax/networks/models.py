@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
-from dfkd_jax.networks.classifiers import IMAGE_SIZES, classifier_in, create_classifier
+from dfkd_jax.networks.classifiers import IMAGE_SIZES, LEAST_SIZES, classifier_in, create_classifier
 from dfkd_jax.networks.given import AnyClassifier
 from dfkd_jax.networks.own_module import check_axis, check_call, is_own
 from dfkd_jax.runtime.axis import Axis
@@ -88,9 +88,11 @@ def on_axis(
 
 def _check_size(name: str, image_shape: tuple[int, int, int]) -> None:
     """By a table: tracing the network would start the accelerator."""
-    sizes = IMAGE_SIZES.get(name)
-    if sizes and image_shape[0] not in sizes:
-        allowed = " or ".join(f"{size}×{size}" for size in sizes)
+    sizes, least = IMAGE_SIZES.get(name), LEAST_SIZES.get(name, 1)
+    allowed = (
+        " or ".join(f"{size}×{size}" for size in sizes) if sizes else f"{least}×{least} or more"
+    )
+    if image_shape[0] < least or (sizes and image_shape[0] not in sizes):
         raise UserError(
             f"{name!r} cannot take {image_shape[0]}×{image_shape[1]}×{image_shape[2]} images; "
             f"allowed are {allowed}."

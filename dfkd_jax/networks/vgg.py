@@ -1,5 +1,8 @@
 """VGG-8 to -19 for small images: batch norm, and one dense layer (Simonyan and Zisserman)."""
 
+from collections.abc import Callable, Collection, Sequence
+
+import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -13,6 +16,7 @@ from dfkd_jax.networks.layers import (
     max_pool2,
     small_normal,
 )
+from dfkd_jax.runtime.errors import UserError
 
 BLOCKS: dict[int, tuple[tuple[int, ...], ...]] = {
     8: ((64,), (128,), (256,), (512,), (512,)),
@@ -22,6 +26,46 @@ BLOCKS: dict[int, tuple[tuple[int, ...], ...]] = {
     19: ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
 }
 """By depth: the channels of each convolution of each block."""
+
+
+def vgg_blocks(
+    x: jax.Array,
+    blocks: Sequence[Sequence[int]],
+    pooled: Collection[int],
+    norm: Callable[..., nn.BatchNorm],
+    dtype: DTypeLike | None,
+) -> jax.Array:
+    """Apply 3×3 convolutions with batch norm and ReLU as layers of the module that is running.
+
+    Args:
+      x: (B, H, W, C).
+      blocks: the channels of each convolution of each block.
+      pooled: numbers of the blocks that 2×2 maximum pooling follows.
+      norm: makes a batch norm layer.
+      dtype: of the computation.
+
+    Raises:
+      UserError: the images are too small for the poolings.
+    """
+    least = 2 ** len(pooled)
+    if min(x.shape[1:3]) < least:
+        raise UserError(
+            f"This VGG takes images of {least}×{least} or more, not {x.shape[1]}×{x.shape[2]}."
+        )
+    for block, widths in enumerate(blocks):
+        for index, width in enumerate(widths):
+            x = Conv(
+                width,
+                (3, 3),
+                padding=1,
+                kernel_init=he_fan_out,
+                dtype=dtype,
+                name=f"block{block}_conv{index}",
+            )(x)
+            x = nn.relu(norm(name=f"block{block}_bn{index}")(x))
+        if block in pooled:
+            x = max_pool2(x)
+    return x
 
 
 class VGG(nn.Module):
@@ -48,21 +92,9 @@ class VGG(nn.Module):
     def __call__(
         self, x: Float[Array, "B H W C"], train: bool = False
     ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
-        """Map images to logits and features."""
+        """Map images of 8×8 or more to logits and features."""
         norm = batch_norm(self.axis_name, use_running_average=not train, dtype=self.dtype)
-        pooled = (0, 1, 2, 3) if x.shape[1] == 64 else (0, 1, 2)
-        for block, widths in enumerate(self.blocks):
-            for index, width in enumerate(widths):
-                x = Conv(
-                    width,
-                    (3, 3),
-                    padding=1,
-                    kernel_init=he_fan_out,
-                    dtype=self.dtype,
-                    name=f"block{block}_conv{index}",
-                )(x)
-                x = nn.relu(norm(name=f"block{block}_bn{index}")(x))
-            if block in pooled:
-                x = max_pool2(x)
+        pooled = range(min(len(self.blocks), 4 if x.shape[1] == 64 else 3))
+        x = vgg_blocks(x, self.blocks, pooled, norm, self.dtype)
         x = global_average_pool(x)
         return classify(x, self.num_classes, self.dtype, kernel_init=small_normal)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dfkd_jax.networks.classifiers import CLASSIFIERS, CNN, create_classifier
+from dfkd_jax.networks.classifiers import CLASSIFIERS, CNN, LEAST_SIZES, create_classifier
 from dfkd_jax.networks.imagenet_resnet import ImageNetResNet
 from dfkd_jax.networks.imagenet_vgg import ImageNetVGG
 from dfkd_jax.networks.lenet import LeNet5
@@ -266,3 +266,11 @@ def test_unknown_names():
     )
     with pytest.raises(ValueError, match="6n \\+ 4 with n ≥ 1, not 17"):
         abstract_variables(WideResNet(10, depth=17), (8, 8, 3))
+
+
+@pytest.mark.parametrize("name", LEAST_SIZES)
+def test_the_least_size_is_where_the_network_itself_begins_to_refuse(name):
+    module, least = create_classifier(name, 7), LEAST_SIZES[name]
+    abstract_variables(module, (least, least, 3))
+    with pytest.raises(ValueError, match=f"takes images of {least}×{least} or more"):
+        abstract_variables(module, (least - 1, least - 1, 3))

@@ -29,6 +29,8 @@ from dfkd_jax.runtime.errors import UserError
         ("dataset.flip", True, ["config.dataset.flip is True but False for", "'digits'"]),
         ("teacher.model", "vgg99", ["config.teacher.model", "'vgg99'", "resnet34"]),
         ("student.model", "", ["config.student.model", "lenet5"]),
+        ("student.model", "squeezenet", ["config.student.model", "8×8×1 images", "17×17 or more"]),
+        ("student.model", "imagenet_vgg16", ["config.student.model", "32×32 or more"]),
         ("student.model", "lenet5", ["config.student.model", "8×8×1 images", "28×28"]),
         ("meta.variant", "second_order", ["config.meta.variant", "'second_order'", "exact_hvp"]),
         ("objective", "thesis", ["config.objective", "acquisition, joint, concatenated, lra"]),
