@@ -21,7 +21,8 @@ class ResNetX4(nn.Module):
     """A stem of 32 channels, three stages of 64, 128 and 256, average pool, dense.
 
     Unlike in `ThinResNet` the shortcut has parameters where the shape changes. Weights start as
-    in RepDistiller: convolutions from N(0, √(2/fan_out)), the dense layer from U(−1/√fan_in, 1/√fan_in).
+    in RepDistiller: convolutions from N(0, √(2/fan_out)), the dense layer from
+    U(−1/√fan_in, 1/√fan_in).
 
     Attributes:
       num_classes: K.
