@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkd_jax.interchange.torch_layouts import WrongWeights, from_torch, layouts, to_torch
+from dfkd_jax.interchange.torch_layouts import (
+    WrongWeights,
+    from_torch,
+    layouts,
+    to_torch,
+    torch_names,
+)
 from dfkd_jax.networks.classifiers import CLASSIFIERS, create_classifier
 
 K = 7  # classes
@@ -108,6 +114,18 @@ def test_the_same_logits_and_features_as_in_pytorch(name):
         for key, array in back.items():
             assert array.dtype == state_dict[key].dtype
             np.testing.assert_array_equal(array, state_dict[key])
+
+
+@pytest.mark.parametrize("model", CLASSIFIERS)
+def test_the_pytorch_code_of_every_classifier_has_its_names(model):
+    torch = pytest.importorskip("torch")
+    from tests.helpers import torch_twins
+
+    image_shape = (32, 32, 1) if model.startswith("lenet") else S32
+    with torch.device("meta"):
+        named = torch_twins.twin(model, K, image_shape[-1]).state_dict()
+    ours = torch_names(model, K, image_shape)[0]
+    assert {n for n in named if not n.endswith("num_batches_tracked")} == set(ours)
 
 
 def test_the_comparison_can_fail():
