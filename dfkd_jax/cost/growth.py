@@ -51,8 +51,13 @@ SWEEPS: dict[str, Sweep] = {
     ),
     "inner_steps": (
         "inner steps",
-        lambda c: (1, 2, 3),
+        lambda c: (1, 5, 10),
         lambda c, value: c.meta.update({"inner_steps": value}),
+    ),
+    "inner_steps_again": (
+        "inner steps, computed again",
+        lambda c: (1, 5, 10),
+        lambda c, value: c.meta.update({"inner_steps": value, "remat": True}),
     ),
 }
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from dfkd_jax.runtime.axis import ONE, Axis
@@ -48,6 +49,7 @@ def meta_gradient(
     outer_loss: Loss | None = None,
     inner_weight_decay: float | Float[Array, ""] = 0.0,
     inner_steps: int = 1,
+    remat: bool = False,
     has_aux: bool = False,
     measure_alignment: bool = True,
     axis: Axis = ONE,
@@ -69,6 +71,7 @@ def meta_gradient(
         forward and backward pass at θ then serve the inner step and the objective at once.
       inner_weight_decay: ω ≥ 0, as in SGD with weight decay.
       inner_steps: how many inner steps lead from θ to θ'.
+      remat: to differentiate an inner step, compute it again instead of storing it.
       has_aux: the losses also return auxiliary data (batch statistics).
       measure_alignment: also compute ∇L_ret(θ) for the cosine; without it the metric is left out.
       axis: over which the losses' batches are split. Gradients and losses are averaged over it, the
@@ -99,7 +102,7 @@ def meta_gradient(
         mean=axis.mean,
         retention_weight=retention_weight,
     )
-    inner = _Inner(lr=inner_lr, weight_decay=inner_weight_decay, steps=inner_steps)
+    inner = _Inner(lr=inner_lr, weight_decay=inner_weight_decay, steps=inner_steps, remat=remat)
     compute = {
         "none": _joint,
         "detached": _detached,
@@ -164,6 +167,7 @@ class _Inner(NamedTuple):
     lr: float | Float[Array, ""]
     weight_decay: float | Float[Array, ""]
     steps: int
+    remat: bool
 
     def step(self, params: Params, gradient: Params) -> Params:
         return inner_step(params, gradient, self.lr, self.weight_decay)
@@ -212,13 +216,16 @@ def _joint(losses: _Losses, params: Params, inner: _Inner) -> _Result:
 
 
 def _exact(losses: _Losses, params: Params, inner: _Inner) -> _Result:
+    def descend(params: Params) -> tuple[Params, tuple]:
+        gradient, acquisition = losses.gradient(losses.acquisition, params)
+        return inner.step(params, gradient), (gradient, acquisition)
+
+    descend = jax.checkpoint(descend) if inner.remat else descend
+
     def objective(params: Params) -> tuple[jax.Array, tuple]:
-        (acquisition, gradient) = jax.value_and_grad(losses.acquisition, has_aux=True)(params)
-        first_gradient = gradient = losses.mean(gradient)
-        adapted = inner.step(params, gradient)
+        adapted, (first_gradient, acquisition) = descend(params)
         for _ in range(inner.steps - 1):
-            gradient, _ = losses.gradient(losses.acquisition, adapted)
-            adapted = inner.step(adapted, gradient)
+            adapted, _ = descend(adapted)
         outer = acquisition if losses.outer is None else losses.outer(params)
         retention = losses.retention(adapted)
         value = outer[0] + losses.retention_weight * retention[0]
@@ -261,13 +268,31 @@ def _exact_hvp(losses: _Losses, params: Params, inner: _Inner) -> _Result:
     adapted = params
     acquisition = ()
     for _ in range(inner.steps):
-        gradient, product, value = jax.linearize(
-            lambda p: losses.gradient(losses.acquisition, p), adapted, has_aux=True
-        )
+        gradient, product, value = _linearized(losses, adapted, inner.remat)
         acquisition = acquisition or (gradient, value)
         products.append(product)
         adapted = inner.step(adapted, gradient)
     return _pull_back(losses, params, inner, acquisition, adapted, products)
+
+
+def _linearized(
+    losses: _Losses, point: Params, remat: bool
+) -> tuple[Params, Callable[[Params], Params], tuple]:
+    """∇L_acq at the point, v ↦ H v there, and (L_acq, aux)."""
+
+    def gradient(params: Params) -> tuple[Params, tuple]:
+        return losses.gradient(losses.acquisition, params)
+
+    if not remat:
+        return jax.linearize(gradient, point, has_aux=True)
+
+    def product(v: Params) -> Params:
+        # The barrier lets the compiler neither share nor move what is computed again.
+        again, v = lax.optimization_barrier((point, v))
+        return jax.jvp(lambda params: gradient(params)[0], (again,), (v,))[1]
+
+    value, aux = gradient(point)
+    return value, product, aux
 
 
 def _finite_difference(losses: _Losses, params: Params, inner: _Inner) -> _Result:

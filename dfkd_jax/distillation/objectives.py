@@ -53,6 +53,12 @@ FIELDS = {
         0.0, at_least(0), "of the inner step; the authors' code has 5e-4"
     ),
     "meta.inner_steps": Field(1, at_least(1), "gradient steps from θ to θ'"),
+    "meta.remat": Field(
+        False,
+        None,
+        "exact and exact_hvp compute an inner step again to differentiate it, instead of storing "
+        "it: less memory, more time, the same numbers",
+    ),
     "meta.measure_alignment": Field(
         True,
         None,
@@ -137,6 +143,7 @@ def create_objective(config: ml_collections.ConfigDict, axis: Axis = ONE) -> Obj
         retention_weight=config.retention_weight,
         inner_weight_decay=config.meta.inner_weight_decay,
         inner_steps=config.meta.inner_steps,
+        remat=config.meta.remat,
         measure_alignment=config.meta.measure_alignment,
     )
     return Objective(descent)
