@@ -68,6 +68,7 @@ def patches_convolution(
       ValueError: the two channel counts differ.
     """
     kernel_height, kernel_width, _, out_channels = rhs.shape
+    _check_channels(lhs, rhs)
     image = _padded(lhs, rhs, window_strides, padding)
     multiply = functools.partial(
         jnp.matmul, precision=precision, preferred_element_type=preferred_element_type
@@ -106,6 +107,7 @@ def rows_convolution(
     Arguments, result and error as for `patches_convolution`.
     """
     kernel_height, kernel_width, in_channels, out_channels = rhs.shape
+    _check_channels(lhs, rhs)
     image = _padded(lhs, rhs, window_strides, padding)
     row_stride, column_stride = window_strides
     batch, height, width, _ = image.shape
@@ -169,15 +171,49 @@ def _patches_in_derivatives_jvp(
     return _patches_in_derivatives(*primals, *options), tangent
 
 
+def depthwise_convolution(
+    lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Padding
+) -> jax.Array:
+    """Convolve each channel with a kernel of its own: Σ over taps of shifted image × tap.
+
+    Equal to `lax.conv_general_dilated` with as many groups as channels, whose derivatives XLA
+    computes on a CPU one product at a time. Here each is a fused pass over the image.
+
+    Args:
+      lhs: images (B, H, W, C).
+      rhs: kernel (kh, kw, 1, C).
+      window_strides: (sh, sw).
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+
+    Returns:
+      (B, H', W', C).
+    """
+    kernel_height, kernel_width = rhs.shape[:2]
+    image = _padded(lhs, rhs, window_strides, padding)
+    row_stride, column_stride = window_strides
+    row_span = image.shape[1] - kernel_height + 1
+    column_span = image.shape[2] - kernel_width + 1
+    taps = (
+        image[:, row : row + row_span : row_stride, column : column + column_span : column_stride]
+        * rhs[row, column, 0]
+        for row in range(kernel_height)
+        for column in range(kernel_width)
+    )
+    return functools.reduce(jnp.add, taps)
+
+
 def _padded(
     lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Padding
 ) -> jax.Array:
-    if lhs.shape[3] != rhs.shape[2]:
-        raise ValueError(f"The kernel takes {rhs.shape[2]} channels, the image has {lhs.shape[3]}.")
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     edges = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
     return lax.pad(lhs, jnp.zeros((), lhs.dtype), edges)
+
+
+def _check_channels(lhs: jax.Array, rhs: jax.Array) -> None:
+    if lhs.shape[3] != rhs.shape[2]:
+        raise ValueError(f"The kernel takes {rhs.shape[2]} channels, the image has {lhs.shape[3]}.")
 
 
 def _rows_pay(image_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
@@ -228,19 +264,25 @@ def convolution(
     """`lax.conv_general_dilated`, written as a matrix product where that is faster.
 
     Nothing else asks `on_cpu`, and this once, while tracing: GPUs and TPUs always get XLA's
-    convolution, and so does everybody inside of `plain`. A CPU gets `winograd_convolution` for
-    many channels. For the shapes of `_patches_pay` it gets `rows_convolution` if they are those of
-    `_rows_pay` too, else XLA's with the derivatives of `patches_convolution`. Dilation, groups and
-    layouts other than NHWC × HWIO always go to XLA.
+    convolution, and so does everybody inside of `plain`. A CPU gets `depthwise_convolution` for a
+    kernel to each channel and `winograd_convolution` for many channels. For the shapes of
+    `_patches_pay` it gets `rows_convolution` if they are those of `_rows_pay` too, else XLA's with
+    the derivatives of `patches_convolution`. Dilation, other groups and layouts other than
+    NHWC × HWIO always go to XLA.
     """
-    simple = (
-        lhs.ndim == 4
-        and feature_group_count == batch_group_count == 1
+    ours = (
+        on_cpu()
+        and not _plain.get()
+        and lhs.ndim == 4
+        and batch_group_count == 1
         and all(dilation == 1 for dilation in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
         == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC_HWIO)
     )
-    if simple and on_cpu() and not _plain.get():
+    depthwise = ours and 1 < feature_group_count == lhs.shape[3] == rhs.shape[3]
+    if depthwise and preferred_element_type is None:
+        return depthwise_convolution(lhs, rhs, window_strides, padding)
+    if ours and feature_group_count == 1:
         shapes = (lhs.shape, rhs.shape)
         if min(rhs.shape[2:]) >= _WINOGRAD_CHANNELS and winograd.fits(
             *shapes, window_strides, padding

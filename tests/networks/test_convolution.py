@@ -82,6 +82,27 @@ def test_matrix_products_equal_xla_up_to_second_derivatives(
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("size, stride, padding", [(3, 1, "SAME"), (3, 2, ((1, 1), (1, 1)))])
+def test_depthwise_equals_xla_up_to_second_derivatives(size, stride, padding, x64):
+    image, kernel = normal((2, 6, 7, 5)), normal((size, size, 1, 5))
+    options = dict(dimension_numbers=NHWC, feature_group_count=5)
+    found = []
+    for conv in (convolution.convolution, lax.conv_general_dilated):
+
+        def objective(pair, conv=conv):
+            return jnp.sum(jnp.sin(conv(*pair, (stride, stride), padding, **options)))
+
+        point = (image, kernel)
+        gradient = jax.grad(objective)
+        derivatives = jax.jit(lambda point, g=gradient: jax.jvp(g, (point,), (point,)))
+        assert ("feature_group_count=5" in str(jax.make_jaxpr(objective)(point))) == (
+            conv is lax.conv_general_dilated
+        )
+        found.append((objective(point), *derivatives(point)))
+    for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("block_bytes, blocks", [(2**20, 1), (5_000, 3), (1, 6)])
 def test_winograd_equals_xla_up_to_second_derivatives(block_bytes, blocks, monkeypatch):
     image_shape = (6, 4, 6, 3)
