@@ -11,6 +11,7 @@ import platform
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,7 @@ GROWTH = flags.DEFINE_boolean(
 )
 flags.adopt_module_key_flags(command_line)  # --help shows them
 
+LAYOUTS = ("channels_first", "channels_last")  # of the peer, which is taken in its faster one
 STEP, ITERATION = "seconds_per_student_step", "seconds_per_iteration"
 
 
@@ -122,8 +124,9 @@ def benchmark(
     """Measure the variants, and the peer's gradients of the same value.
 
     Returns:
-      One record per variant, and one per comparison with the peer: `variant`, `peer`, the peer's
-      times, and by how much the variant is faster, as [quartile, median, quartile] over the rounds.
+      One record per variant, and one per comparison with the peer in its faster layout of memory:
+      `variant`, `peer`, `peer_layout`, the peer's times, and by how much the variant is faster, as
+      [quartile, median, quartile] over the rounds.
 
     Raises:
       UserError: a peer cannot be started, or does not do what is asked.
@@ -131,10 +134,12 @@ def benchmark(
 
     with ExitStack() as closing:
         peers = {}
-        for variant in gradients if peer else ():
-            description = describe(with_gradient(config, variant), variant, threads, clock)
-            if peer and description["variant"] not in peers:
-                peers[description["variant"]] = closing.enter_context(Peer(peer, description))
+        for variant, layout in product(gradients if peer else (), LAYOUTS):
+            own, last = with_gradient(config, variant), layout == "channels_last"
+            description = describe(own, variant, threads, clock, channels_last=last)
+            key = description["variant"], layout
+            if peer and key not in peers:
+                peers[key] = closing.enter_context(Peer(peer, description))
         now = CLOCKS[clock]
         programs = [Program(variant, with_gradient(config, variant), now) for variant in gradients]
         candidates = [*programs, *peers.values()]
@@ -142,8 +147,10 @@ def benchmark(
     records = [record(program, times[program], rate) for program in programs]
     comparisons = []
     for program in programs if peer else ():
-        other = times[peers[SAME_VALUE[program.name]]]
-        compared: dict[str, Any] = {"variant": program.name, "peer": peer}
+        layout, other = _faster_layout(
+            {layout: times[peers[SAME_VALUE[program.name], layout]] for layout in LAYOUTS}
+        )
+        compared: dict[str, Any] = {"variant": program.name, "peer": peer, "peer_layout": layout}
         for key in (STEP, ITERATION):
             if other[key]:
                 compared[f"peer_{key}"] = statistics.median(other[key])
@@ -152,6 +159,14 @@ def benchmark(
                 )
         comparisons.append(compared)
     return records, comparisons
+
+
+def _faster_layout(
+    times: dict[str, dict[str, list[float]]],
+) -> tuple[str, dict[str, list[float]]]:
+    """The layout in which the peer's steps took less time, and its times."""
+    layout = min(times, key=lambda layout: statistics.median(times[layout][STEP]))
+    return layout, times[layout]
 
 
 def epoch_over_steps(

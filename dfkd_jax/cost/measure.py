@@ -133,17 +133,26 @@ def cost(compiled: Any) -> tuple[float, int]:
     return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
 
 
-def product_rate(clock: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
-    """A function that measures the floating-point operations a second of a float32 product."""
-    matrix = jnp.asarray(
-        np.random.default_rng(0).normal(size=(PRODUCT_SIDE, PRODUCT_SIDE)), jnp.float32
-    )
+def product_rate(
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    side: int = PRODUCT_SIDE,
+    dtype: str = "float32",
+) -> Callable[[], float]:
+    """A function that measures the floating-point operations a second of a matrix product.
+
+    Args:
+      clock: seconds so far.
+      side: of the square matrices.
+      dtype: of their entries.
+    """
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(side, side)), dtype)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()
 
     def measure() -> float:
         started = clock()
         product(matrix, matrix).block_until_ready()
-        return 2 * PRODUCT_SIDE**3 / (clock() - started)
+        return 2 * side**3 / (clock() - started)
 
     return measure

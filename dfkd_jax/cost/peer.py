@@ -28,7 +28,13 @@ SAME_VALUE = {
 
 
 def describe(
-    config: ml_collections.ConfigDict, variant: str, threads: int, clock: str = "wall"
+    config: ml_collections.ConfigDict,
+    variant: str,
+    threads: int,
+    clock: str = "wall",
+    *,
+    channels_last: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The work of one configuration, as the peer reads it.
 
@@ -37,6 +43,8 @@ def describe(
       variant: config.meta.variant in its place.
       threads: how many the peer may use.
       clock: a key of `dfkd_jax.cost.measure.CLOCKS`.
+      channels_last: whether the peer keeps images and kernels in that layout of memory.
+      device: as the peer names it, such as cuda.
 
     Raises:
       UserError: the peer does not do what the configuration asks for.
@@ -76,6 +84,9 @@ def describe(
         "variant": SAME_VALUE[variant],
         "threads": threads,
         "clock": clock,
+        "channels_last": channels_last,
+        "device": device,
+        "tf32": config.matmul_precision in ("default", "tensorfloat32"),
         "image_shape": spec.image_shape,
         "num_classes": spec.num_classes,
         "batch_size": config.batch_size,

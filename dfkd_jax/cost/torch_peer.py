@@ -172,6 +172,8 @@ def distance(student, teacher):
 class Work:
     def __init__(self, work):
         self.work = work
+        self.device = torch.device(work["device"])
+        self.layout = torch.channels_last if work["channels_last"] else torch.contiguous_format
         torch.manual_seed(0)
         io = (work["image_shape"][2], work["num_classes"])
         self.teacher = CLASSIFIERS[work["teacher"]](*io).eval().requires_grad_(False)
@@ -179,6 +181,10 @@ class Work:
         self.generator = Generator(
             work["latent_dim"], work["channels"], work["image_shape"], work["spectral_norm"]
         ).train()
+        for network in (self.teacher, self.student, self.generator):
+            network.to(self.device)
+            # Annotated without it, and documented with it.
+            network.to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]
         self.student_optimizer = torch.optim.SGD(
             self.student.parameters(),
             work["student_learning_rate"],
@@ -190,12 +196,20 @@ class Work:
         )
         height, width, channels = work["image_shape"]
         entries = (work["capacity"], work["entry_size"])
-        self.bank_images = torch.randn(*entries, channels, height, width)
-        self.bank_logits = torch.randn(*entries, work["num_classes"])
+        images = torch.randn(entries[0] * entries[1], channels, height, width, device=self.device)
+        images = images.contiguous(memory_format=self.layout)
+        self.bank_images = images.unflatten(0, entries)  # each image lies as the layout has it
+        self.bank_logits = torch.randn(*entries, work["num_classes"], device=self.device)
         self.next = 0
 
+    def wait(self):
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
     def images(self):
-        return self.generator(torch.randn(self.work["batch_size"], self.work["latent_dim"]))
+        shape = (self.work["batch_size"], self.work["latent_dim"])
+        return self.generator(torch.randn(*shape, device=self.device))
 
     def generator_step(self):
         work = self.work
@@ -232,7 +246,8 @@ class Work:
         entry = int(torch.randint(self.work["capacity"], ()))
         kept = self.bank_images[entry], self.bank_logits[entry]
         if self.work["mix"]:
-            chosen = torch.randint(self.bank_logits[..., 0].numel(), (self.work["entry_size"],))
+            shape = (self.work["entry_size"],)
+            chosen = torch.randint(self.bank_logits[..., 0].numel(), shape, device=self.device)
             kept = (k.flatten(0, 1)[chosen] for k in (self.bank_images, self.bank_logits))
         replayed, replayed_logits = kept
         self.student_optimizer.zero_grad()
@@ -292,13 +307,18 @@ def main():
     keep_freed_memory()  # as dfkd_jax does
     description = json.loads(sys.stdin.readline())
     torch.set_num_threads(description["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = description["tf32"]
+    torch.backends.cudnn.allow_tf32 = description["tf32"]
+    torch.backends.cudnn.benchmark = True  # the fastest of its algorithms for each shape
     work = Work(description)
     print("{}", flush=True)
     clock = {"wall": time.perf_counter, "processor": time.process_time}[description["clock"]]
     for line in sys.stdin:
         task = getattr(work, line.strip())
+        work.wait()
         started = clock()
         task()
+        work.wait()
         print(json.dumps({"seconds": clock() - started}), flush=True)
 
 
