@@ -13,6 +13,7 @@ from dfkd_jax.run.command_line import CONFIG, WORKDIR, fail
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime import processes
 from dfkd_jax.runtime.compilation import keep_compiled_programs
+from dfkd_jax.runtime.devices import full
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite
 from dfkd_jax.runtime.host_memory import keep_freed_memory
@@ -59,13 +60,18 @@ def main(arguments: Sequence[str]) -> int | None:
     except OSError as error:
         code = fail(f"{error}; the same command goes on after the last checkpoint.", 1)
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        memory = full(error)
+        if memory:
+            code = fail(f"{memory} The same command goes on after the last saved epoch.", 1)
+        elif jax.process_count() == 1:
             raise
-        code = fail(
-            "Another process of this run was lost; start all of them again with the same command "
-            f"to go on after the last saved epoch. ({str(error).splitlines()[0][:200]})",
-            1,
-        )
+        else:
+            code = fail(
+                "Another process of this run was lost; start all of them again with the same "
+                "command to go on after the last saved epoch. "
+                f"({str(error).splitlines()[0][:200]})",
+                1,
+            )
     else:
         return None
     if jax.process_count() > 1:

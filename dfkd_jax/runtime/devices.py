@@ -103,6 +103,23 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+# How XLA, cuDNN and cuBLAS say that a device has too little memory left.
+_FULL = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "NOT_INITIALIZED", "cublas handle", "DNN library")
+
+
+def full(error: Exception) -> str | None:
+    """What to do where an error of the device means that its memory is full; else None."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    if not any(sign in said for sign in _FULL):
+        return None
+    return (
+        f"The device's memory is full ({said[:200]}); two programs share a GPU when both are "
+        "started with XLA_PYTHON_CLIENT_MEM_FRACTION=0.45 in the environment, as JAX takes three "
+        "quarters of it otherwise, and one program needs less with config.meta.remat=True, "
+        "config.compute_dtype=bfloat16 or a smaller config.batch_size."
+    )
+
+
 def choose(parallel: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> Devices:
     """The devices that `config.parallel` asks for.
 

@@ -60,9 +60,10 @@ def test_a_defect_in_what_runs_per_device_is_not_put_down_to_the_student(tmp_pat
 
 COMMAND = """
 import sys
+import jax
 from dfkd_jax.run import setup
 def broken(*args, **kwargs):
-    raise ValueError("a defect")
+    raise {error}
 setup.create_parts = broken
 from absl import app
 from dfkd_jax.run import command_line
@@ -71,17 +72,26 @@ app.run(main.main, flags_parser=command_line.parse_flags)
 """
 
 
-def test_the_command_shows_the_traceback_of_a_defect(tmp_path):
+def command_with(error, workdir):
     fields = [f"--config.{name}={value}" for name, value in TINY.items()]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", COMMAND, "--config=configs/digits.py"),
-            *(*fields, f"--workdir={tmp_path}"),
-        ],
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
+    program = COMMAND.format(error=error)
+    command = [sys.executable, "-c", program, "--config=configs/digits.py", *fields]
+    return subprocess.run(
+        [*command, f"--workdir={workdir}"], cwd=PACKAGE.parent, capture_output=True, text=True
     )
+
+
+def test_full_memory_is_one_sentence(tmp_path):
+    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17.5GiB.\\nand so on"
+    done = command_with(f"jax.errors.JaxRuntimeError('{said}')", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("dfkd_jax: The device's memory is full (RESOURCE_EXHAUSTED: Out")
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.45" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_command_shows_the_traceback_of_a_defect(tmp_path):
+    done = command_with('ValueError("a defect")', tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "in create_algorithm" in done.stderr
     assert done.stderr.rstrip().endswith("ValueError: a defect")
