@@ -123,7 +123,10 @@ def _over_epochs(history: Sequence[Record], key: str, name: str) -> dict[str, fl
 
 
 class TensorBoard:
-    """Writes each number of a record as a TensorBoard scalar at step = epoch."""
+    """Writes each number of a record as a TensorBoard scalar at step = epoch.
+
+    Without tensorboardX it writes nothing; metrics.jsonl holds the same numbers.
+    """
 
     def __init__(self, logdir: str | os.PathLike, first_epoch: int | None = None) -> None:
         """Open `logdir`.
@@ -134,8 +137,11 @@ class TensorBoard:
             wrote from there on is hidden.
         """
         # Costs start-up time, and only the process that writes files needs it.
-        from tensorboardX import SummaryWriter
-
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            self._writer = None
+            return
         # Its `flush` does not wait for its own queue, so it is told to empty that every second.
         # The suffix keeps a resumed run from overwriting a file of the same second.
         self._writer = SummaryWriter(
@@ -150,10 +156,13 @@ class TensorBoard:
 
         None, non-finite numbers and text are left out.
         """
+        if not self._writer:
+            return
         for key, value in plain(record).items():
             if key != "epoch" and isinstance(value, int | float):
                 self._writer.add_scalar(key, value, record["epoch"])
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
