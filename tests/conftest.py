@@ -32,7 +32,7 @@ import jax
 import pytest
 from matplotlib.figure import Figure
 
-from dfkd_jax.run import checkpoint
+from dfkd_jax.run import checkpoint, train
 from dfkd_jax.runtime import host_memory
 
 host_memory.keep_freed_memory()
@@ -51,6 +51,17 @@ def forget_compiled_programs():
     if not maps.exists() or maps.read_bytes().count(b"\n") > MANY_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn():
+    """Runs in this process leave no figures, which take as long as a third of a small one.
+
+    Those that a command starts do, and tests look at them.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train, "_draw_figures", lambda *arguments: None)
+        yield
 
 
 @pytest.fixture

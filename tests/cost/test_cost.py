@@ -58,6 +58,7 @@ def test_an_epoch_compiles_once_and_transfers_nothing(caplog):
     assert later == []
 
 
+@pytest.mark.slow
 def test_a_run_compiles_each_of_its_steps_once(tmp_path, caplog):
     """The state of the first step is fresh and the teacher read from a file, as in a run."""
     config = tiny_config(loop="step")

@@ -108,6 +108,7 @@ def test_every_kind_of_replay_is_measured(kind):
     assert np.isnan(measured["memory_agreement"]) == (kind == "none")
 
 
+@pytest.mark.slow
 def test_an_objective_of_replayed_images_alone_has_its_alignment_measured():
     """As two gradients by hand on the images that are measured; NaN while the pool is empty."""
     built, state, teacher = build(tiny_config("fast"))

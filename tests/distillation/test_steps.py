@@ -154,6 +154,7 @@ def test_an_empty_bank_adds_nothing(objective):
     leaves_close(replayed.student.batch_stats, plain.student.batch_stats, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_authors_code_is_joint_replay_in_one_pass(filled):
     """Their LRA with the retention gradient cut, whatever α is, and their MB-DFKD: one update."""
     _, state, _ = filled
@@ -167,6 +168,7 @@ def test_the_authors_code_is_joint_replay_in_one_pass(filled):
     assert any(jax.tree.leaves(differs(two_passes, joint.params)))
 
 
+@pytest.mark.slow
 def test_without_weight_the_retention_term_adds_nothing(filled):
     """λ = 0: what is left is L_acq, or the one-pass joint loss. Linearity is meta_gradient's."""
     _, state, _ = filled

@@ -46,6 +46,7 @@ def test_the_generator_lives_so_many_iterations():
     assert new == [0, 6, 12, 16, 20]
 
 
+@pytest.mark.slow
 def test_noise_is_drawn_every_round_and_the_rest_goes_on():
     config = tiny_config("nayer", **{"nayer.generator_life": 5, "synthesis.warm_up_rounds": 3})
     built, state, teacher = build(config)

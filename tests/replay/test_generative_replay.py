@@ -269,6 +269,7 @@ def test_it_observes_after_the_first_steps_of_an_iteration():
         assert scheme.observed_images == config.batch_size // 2
 
 
+@pytest.mark.slow
 def test_observing_over_two_devices_is_the_same():
     """A mapped axis of two halves gives the gradient and the statistics of the whole."""
     config = tiny_config("lra-gr")

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dfkd_jax.distillation import steps
 from dfkd_jax.networks.training import Network
@@ -54,6 +55,7 @@ def test_what_is_recalled_is_of_the_average():
     assert same_bits(again, recalled)
 
 
+@pytest.mark.slow
 def test_any_adversarial_method_can_be_followed():
     config = tiny_config("dfad", **{"replay.kind": "momentum", "objective": "lra"})
     built, state, teacher = build(config)

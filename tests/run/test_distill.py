@@ -122,6 +122,7 @@ def test_forms_of_a_teacher_give_the_same(teacher):
     assert without_seconds(histories[0]) == without_seconds(histories[1])
 
 
+@pytest.mark.slow
 def test_an_nnx_student_is_updated_with_what_comes_back():
     rngs = nnx.Rngs(1)
     teacher, student = Nnx(rngs), Nnx(rngs)
