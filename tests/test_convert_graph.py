@@ -95,7 +95,6 @@ def test_what_it_says(network, tmp_path, capsys):
 @pytest.mark.parametrize(
     "method, fields",
     [
-        ("dfq", {}),
         ("nayer", {"loop": "scan", "parallel.devices": 2}),
         ("lra-mb", {"loss.batch_norm": 1.0}),
     ],

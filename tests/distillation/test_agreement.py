@@ -88,7 +88,7 @@ def test_fresh_images_depend_on_the_run_and_the_step_and_on_nothing_else(bank):
     assert measure(emptied, teacher)["generated_distance"] == first
 
 
-@pytest.mark.parametrize("kind", ["generative", "none"])
+@pytest.mark.parametrize("kind", [pytest.param("generative", marks=pytest.mark.slow), "none"])
 def test_every_kind_of_replay_is_measured(kind):
     _, _, steps, state, teacher, measure = ready(kind)
     if kind == "generative":

@@ -201,6 +201,7 @@ def test_generator_loss_and_its_gradient(spectral_norm):
 ONE_PASS = {"objective": "concatenated"}
 
 
+@pytest.mark.slow
 def test_the_one_pass_joint_update_over_two_steps():
     """Mean |S − T| over the concatenated batch, SGD with momentum and weight decay."""
     fields = {"student.weight_decay": DECAY, "student.momentum": MOMENTUM, "batch_size": B}

@@ -180,6 +180,7 @@ def test_without_weight_the_retention_term_adds_nothing(filled):
         leaves_close(found, expected.student.params, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_one_pass_measures_both_halves(filled):
     """L_acq and L_ret are recorded for every objective, the alignment too."""
     _, state, _ = filled
@@ -192,6 +193,7 @@ def test_the_one_pass_measures_both_halves(filled):
     np.testing.assert_allclose(found["joint"], found["concatenated"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_students_mode_for_the_generator(filled):
     """Evaluation mode: running statistics, and the generator's gradient is another."""
     _, state, teacher = filled

@@ -91,6 +91,7 @@ def test_two_rounds_move_the_common_generator_as_computed_by_hand(x64, meta):
             np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_first_layer_is_drawn_anew_when_it_is_due():
     config = tiny_config("fast", **{**FIELDS, "fast.renewal": 1, "synthesis.warm_up_rounds": 1})
     built, state, teacher = build(config)

@@ -103,6 +103,7 @@ def test_batch_norm_epsilons():
     assert seen == {name: (epsilon, "devices") for name, epsilon in epsilons.items()}
 
 
+@pytest.mark.slow
 def test_spectral_norm_makes_the_top_singular_value_one(variables, monkeypatch):
     variables = advance(SMALL, variables, latents(), 100)
     kernels = []

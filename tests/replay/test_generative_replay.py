@@ -127,6 +127,7 @@ def test_recall_is_adam_on_the_latents(x64):
     np.testing.assert_allclose(split.reshape(4, 3), expected, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_recall_step_lowers_its_objective():
     """Through the memory generator and the teacher, for a small step."""
     scheme, _, _ = scheme_of("generative")
@@ -174,6 +175,7 @@ def test_columns_have_unit_norm_and_zeros_a_finite_gradient():
 # What observing does.
 
 
+@pytest.mark.slow
 def test_the_memory_learns_what_it_observes():
     scheme, observe, _ = scheme_of("generative")
     # Images that four latent dimensions can hold: shades of two patterns.

@@ -13,6 +13,7 @@ from tests.helpers.trees import same_bits
 DECAY = 0.7
 
 
+@pytest.mark.slow
 def test_it_follows_the_generator():
     built, state, teacher = build(tiny_config("mad", **{"momentum.decay": DECAY}))
     update, observe = (

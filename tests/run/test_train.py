@@ -120,6 +120,7 @@ def test_arrays_of_another_network_are_named(change, words, tmp_path):
         teacher.load_teacher(tmp_path, model, (8, 8, 1))
 
 
+@pytest.mark.slow
 def test_accuracy_counts_every_example_once():
     spec = SPECS["digits"]
     split = data.load(spec, "test")
