@@ -20,7 +20,6 @@ from dfkd_jax.run import epochs, samples, train
 from dfkd_jax.run.accuracy import create_accuracy, put_batches
 from dfkd_jax.run.checkpoint import History
 from dfkd_jax.run.epochs import Distillation
-from dfkd_jax.run.figures import Panel
 from dfkd_jax.run.setup import Setup, assemble, create_algorithm
 from dfkd_jax.run.teacher import digest
 from dfkd_jax.runtime import devices as devices_lib
@@ -45,7 +44,7 @@ class Distilled(NamedTuple):
 
     variables: Any
     history: History
-    samples: Panel
+    samples: samples.Panel
 
 
 def distill(

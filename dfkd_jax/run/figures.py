@@ -7,7 +7,7 @@ The colours are Okabe and Ito's, told apart by colour-blind readers too.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dfkd_jax.run.records import ACCURACY, AGREEMENT, CLASS_SHARE
+from dfkd_jax.run.samples import Panel
 from dfkd_jax.runtime.files import replacing
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B6B6B"
@@ -25,15 +26,6 @@ _IN_LEARNING_CURVE = {
     *("epoch", "seconds", "seconds_of_synthesis", ACCURACY, "acquisition_loss", "retention_loss"),
     *("generator_loss", "gradient_alignment"),
 }
-
-
-class Panel(NamedTuple):
-    """One block of a sample grid; a plain tuple of the four serves as well."""
-
-    title: str
-    images: np.ndarray  # (N, H, W, C) in [0, 1], C = 1 or 3
-    labels: np.ndarray  # (N,), the classes the teacher gives them
-    confidence: np.ndarray  # (N,) in [0, 1], the teacher's probability of that class
 
 
 def learning_curve(
@@ -139,8 +131,8 @@ def sample_grid(
     """Draw images in titled blocks, each captioned with the teacher's class and confidence.
 
     Args:
-      panels: see `Panel`; of each the first 32 images are drawn, and one without images is said to
-        be empty.
+      panels: see `samples.Panel`; of each the first 32 images are drawn, and one without images is
+        said to be empty.
       path: the file, replaced atomically; its ending sets the format (.png, .pdf, .svg).
 
     Raises:

@@ -18,7 +18,6 @@ from dfkd_jax.distillation.costs import Costs
 from dfkd_jax.distillation.objectives import WITH_INNER_STEP
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.run import collapse, records, samples
-from dfkd_jax.run.figures import learning_curve, measures
 from dfkd_jax.run.progress import summary_table
 from dfkd_jax.run.resume import Run
 from dfkd_jax.run.setup import Algorithm
@@ -68,6 +67,9 @@ class Outputs:
     ) -> None:
         """Draw them from arrays of this process."""
         if self._tensorboard:
+            # Here, as matplotlib takes a fifth of the time in which a command starts.
+            from dfkd_jax.run.figures import learning_curve, measures, sample_grid
+
             workdir = self._run.workdir
             learning_curve(
                 self._run.history,
@@ -77,7 +79,7 @@ class Outputs:
             )
             measures(self._run.history, workdir / "measures.png")
             panels = samples.panels(algorithm.parts, state, teacher_variables, spec)
-            samples.write(panels, workdir / "samples.png")
+            sample_grid(panels, workdir / "samples.png")
 
     def warnings(self, num_classes: int) -> dict[str, str]:
         """What the epochs so far show of a collapse; see `collapse.warnings`."""

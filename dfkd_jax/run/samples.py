@@ -1,7 +1,7 @@
-"""The figure of what the generator makes now and of what the memory holds."""
+"""Images of what the generator makes now and of what the memory holds."""
 
-import os
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,19 @@ from dfkd_jax.distillation import steps
 from dfkd_jax.distillation.state import DistillState
 from dfkd_jax.distillation.steps import Parts, Variables
 from dfkd_jax.replay.scheme import Batch
-from dfkd_jax.run.figures import Panel, sample_grid
 from dfkd_jax.runtime.compilation import rarely_run
 from dfkd_jax.runtime.draw import stream
 
 SHOWN = 16  # images of a panel
+
+
+class Panel(NamedTuple):
+    """One block of a sample grid; a plain tuple of the four serves as well."""
+
+    title: str
+    images: np.ndarray  # (N, H, W, C) in [0, 1], C = 1 or 3
+    labels: np.ndarray  # (N,), the classes the teacher gives them
+    confidence: np.ndarray  # (N,) in [0, 1], the teacher's probability of that class
 
 
 def panels(
@@ -42,11 +50,6 @@ def panels(
         teacher = steps.view(parts, state, teacher_variables).teacher
         shown.append(_panel(replay.title, replay.exhibit(state.replay, SHOWN, key, teacher), spec))
     return shown
-
-
-def write(shown: list[Panel], path: str | os.PathLike) -> None:
-    """Draw the panels into one file."""
-    sample_grid(shown, path)
 
 
 def _panel(title: str, batch: Batch, spec: DatasetSpec) -> Panel:
