@@ -41,6 +41,7 @@ def test_cost_of_a_compiled_iteration(compile_as_users_do):
     assert temp_bytes < 1.3 * ITERATION_BYTES
 
 
+@pytest.mark.slow
 def test_an_epoch_compiles_once_and_transfers_nothing(caplog):
     config = tiny_config(loop="step")
     steps, state, teacher = build(config)

@@ -196,6 +196,7 @@ def test_finite_difference_is_close_to_exact(network):
     assert relative(numeric, exact) < 1e-5
 
 
+@pytest.mark.slow
 def test_first_order_differs_from_exact_by_alpha_h_v(network):
     acquisition, retention, params = network
     alpha = 0.05

@@ -356,6 +356,7 @@ def without_trace(network):
     return lambda x: copy.deepcopy(network)(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iteration", [0, 3])
 def test_an_observation_of_generative_replay(latents, iteration):
     """Two of them: loss, Adam of both networks, running statistics, and the recall inside.

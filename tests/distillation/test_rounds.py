@@ -44,9 +44,8 @@ def counting(synthesizer):
     )
 
 
-@pytest.mark.parametrize(
-    "loop, rounds, updates", [pytest.param("step", 1, 2, marks=pytest.mark.slow), ("scan", 2, 1)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("loop, rounds, updates", [("step", 1, 2), ("scan", 2, 1)])
 def test_a_round_is_begin_updates_finish(loop, rounds, updates):
     config = tiny_config("no-replay", loop=loop, iterations_per_epoch=2)
     built, state, teacher = build(config)

@@ -10,6 +10,7 @@ import pytest
 from dfkd_jax.distillation.agreement import class_share, spread
 
 
+@pytest.mark.slow
 def test_the_spread_is_the_mean_distance_over_pairs():
     images = np.random.default_rng(0).normal(3, 0.5, (7, 4, 4, 3)).astype(np.float32)
     distances = [np.sqrt(np.mean((a - b) ** 2)) for a, b in combinations(images, 2)]

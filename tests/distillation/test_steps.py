@@ -140,6 +140,7 @@ def test_a_generator_of_pixels_learns_and_stays_in_their_range():
     assert -1e-6 < pixels.min() < pixels.max() < 1 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", ["lra", *(pytest.param(o, marks=pytest.mark.slow) for o in OTHERS)]
 )
@@ -213,6 +214,7 @@ def test_the_students_mode_for_the_generator(filled):
         leaves_close(moments("eval_after_test", **counted), wanted, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [pytest.param("epoch", marks=pytest.mark.slow), "iteration"])
 def test_replay_begins_after_the_first_unit(unit):
     """The first push comes at the end of the first epoch, not of the fifth."""
@@ -338,6 +340,7 @@ def test_metrics_of_an_epoch_are_means_over_its_own_steps():
     assert all(bool(record["finite"]) for record in history)
 
 
+@pytest.mark.slow
 def test_a_diverging_epoch_is_marked():
     _, history = run_epochs(tiny_config(**{"student.learning_rate": 1e30}), 1)
     assert not history[0]["finite"]

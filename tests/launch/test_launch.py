@@ -168,6 +168,7 @@ def test_local_passes_a_signal_on_once(stand_in, tmp_path, name):
     assert [(tmp_path / f"received_{id}").read_text() for id in "01"] == [name, name]
 
 
+@pytest.mark.slow
 def test_local_lets_the_others_stop_when_the_first_has(stand_in, tmp_path):
     """One that has stopped is no failure: the others get no second signal, which would end them."""
     process, records = stand_in(BEHAVIOUR_0="wait", BEHAVIOUR_1="wait", GRACE=0)

@@ -186,6 +186,7 @@ def test_a_worker_mounts_the_share_once(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_start_waits_for_what_is_left_of_an_earlier_one(tmp_path):
     """A worker whose peers died may still be running when the others start again."""
     home = tmp_path / "dfkd_jax"

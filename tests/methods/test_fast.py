@@ -40,6 +40,7 @@ def leaves(tree):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meta", ["maml", "reptile"])
 def test_two_rounds_move_the_common_generator_as_computed_by_hand(x64, meta):
     config = tiny_config("fast", **{**FIELDS, "fast.meta": meta})

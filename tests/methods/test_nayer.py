@@ -65,6 +65,7 @@ def test_noise_is_drawn_every_round_and_the_rest_goes_on():
     assert second["noisy"]["kernel"].shape == (1, 10, 4)  # ⌈8 / 10⌉ groups
 
 
+@pytest.mark.slow
 def test_a_group_holds_each_class_once():
     built, state, teacher = build(tiny_config("nayer", **{"batch_size": 28, "pool.capacity": 56}))
     state, _ = steps.begin_step(built.parts, state, teacher)

@@ -191,6 +191,7 @@ def test_statistics_are_global_over_the_axis(variables):
         np.testing.assert_allclose(part, np.stack([full, full]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spectral_norm", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_gradient_in_float64_against_finite_differences(spectral_norm):
     with jax.enable_x64(True):
@@ -240,6 +241,7 @@ def test_half_precision_returns_float32():
     assert images.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_works_inside_another_module(variables):
     class Outer(nn.Module):
         @nn.compact

@@ -210,6 +210,7 @@ def test_he_of_a_depthwise_convolution():
     assert np.std(new) == pytest.approx((2 / (9 * 960)) ** 0.5, rel=0.04)
 
 
+@pytest.mark.slow
 def test_a_run_starts_its_student_as_the_configuration_says():
     fields = {"student.model": "lenet5_half", "dataset.name": "mnist"}
     params = {}

@@ -99,6 +99,7 @@ def test_recall_objective():
         np.testing.assert_allclose(value, numpy_recall_objective(z, logits, ie, oh), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_recall_is_adam_on_the_latents(x64):
     """Two steps against Adam written out, on a gradient by finite differences."""
     z, matrix = normal(4, 3).astype(float), normal(3, 5, seed=1).astype(float)
@@ -200,6 +201,7 @@ def test_the_memory_learns_what_it_observes():
     assert int(memory.observations) == 200
 
 
+@pytest.mark.slow
 def test_iteration_0_learns_from_the_current_images_alone():
     """Whatever the memory would recall then has no part in loss and batch statistics."""
     scheme, observe, _ = scheme_of("generative")
@@ -244,6 +246,7 @@ def test_the_recalls_gradient_can_be_left_in_the_memory_generator():
     assert max(float(np.abs(x).max()) for x in jax.tree.leaves(left)) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_students_recall_can_use_running_statistics():
     """Another habit of that code; what the memory recalls for itself keeps those of the batch."""
     scheme, observe, recall = scheme_of("generative")

@@ -37,6 +37,7 @@ def test_it_follows_the_generator():
     assert int(state.replay.rounds) == 3
 
 
+@pytest.mark.slow
 def test_what_is_recalled_is_of_the_average():
     built, state, teacher = build(tiny_config("mad"))
     replay, synthesizer = built.parts.method.replay, built.parts.method.synthesizer

@@ -102,6 +102,7 @@ def test_more_than_a_device_holds_is_refused_with_the_bytes(kind):
         create_algorithm(setup, on(1))
 
 
+@pytest.mark.slow
 def test_the_student_learns_from_the_pool_which_warm_up_fills():
     config = tiny_config("lra-mb", **POOL, loop="step", iterations_per_epoch=2)
     built, state, variables = build(config)

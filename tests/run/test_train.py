@@ -77,6 +77,7 @@ def test_a_teacher_whose_weights_are_of_another_network_is_refused(finished, tmp
         run(config, tmp_path / "run", QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, shape", [("lenet5", (32, 32, 1)), ("cnn_half", (8, 8, 1))])
 def test_a_saved_teacher_is_loaded_as_it_was(tmp_path, name, shape):
     """With batch norm and without, whose statistics are an empty collection while training."""

@@ -90,6 +90,7 @@ def test_full_memory_is_one_sentence(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_traceback_of_a_defect(tmp_path):
     done = command_with('ValueError("a defect")', tmp_path)
     assert done.returncode == 1

@@ -64,6 +64,7 @@ def test_every_floating_leaf_counts_and_no_other():
     check_variables({"a": tree["a"]}, "It")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["student", "synthesizer", "replay"])
 def test_an_epoch_says_which_part_of_the_state_is_broken(part):
     config = tiny_config(**{**ONE_STEP, "loop": "scan"})

@@ -39,6 +39,7 @@ def saying(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "number", "code"),
     [
