@@ -37,10 +37,13 @@ FIXED = ("vit_", "deit_", "swin_", "mixer_")  # take 224×224
 
 
 def randomize(network: Any) -> Any:
-    """Running statistics that are not those of the start, in evaluation mode."""
+    """Running statistics that are not those of the start, no kernel of zeros; evaluation mode."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            parameter.data.normal_(0, 0.1, generator=generator)
     for name, buffer in network.named_buffers():
         if name.endswith("running_mean"):
             buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)

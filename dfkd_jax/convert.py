@@ -189,6 +189,8 @@ def _write(
                 program.write(graph, new / network.GRAPH)
             if constants:
                 array_files.write(new / network.CONSTANTS, constants)
+            if graph is not None:  # by which a run knows its teacher, beside the weights
+                card = {**card, "graph": files.digest(sorted(new.iterdir()))}
             teacher.save_teacher(new, variables, card)
             new.replace(output)
     except files.CannotWrite as error:

@@ -13,7 +13,7 @@ from dfkd_jax import evaluate
 from dfkd_jax.convert import main
 from dfkd_jax.data import data_specs
 from dfkd_jax.networks.graph.network import CONSTANTS, GRAPH, GraphNetwork
-from dfkd_jax.run import teacher
+from dfkd_jax.run import student, teacher
 from dfkd_jax.run.setup import parse
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime import files
@@ -79,6 +79,18 @@ def test_the_teacher_gives_the_logits_of_pytorch(network, converted):
     card = files.read_json(converted / data_specs.CARD)
     assert (card["model"], card["source"], card["num_classes"]) == ("graph", "thin.pt2", 10)
     assert card["mean"] == [0.3053]
+
+
+def test_a_graph_with_other_features_is_another_teacher(network, converted, tmp_path):
+    path = torch_graphs.save(network, tmp_path / "thin.pt2", (1, 8, 8))
+    (other, same), run = (tmp_path / "other", tmp_path / "same"), tmp_path / "run"
+    assert command(path, "--dataset=digits", f"--output={same}") == 0
+    assert command(path, "--dataset=digits", "--features=linear", f"--output={other}") == 0
+    card, same_card, other_card = map(data_specs.card_in, (converted, same, other))
+    assert card["digest"] == same_card["digest"] == other_card["digest"]
+    student.keep_teacher_card(run, str(converted), card)
+    assert student.is_teacher_of(run, str(converted), str(same), same_card)
+    assert not student.is_teacher_of(run, str(converted), str(other), other_card)
 
 
 def test_what_it_says(network, tmp_path, capsys):

@@ -193,8 +193,8 @@ def is_teacher_of(
 ) -> bool:
     """Whether a run in `folder` that began with one teacher may go on with another path.
 
-    A teacher is what its card and its weights say, wherever it lies. Weights are not read here but
-    by their digest in the card; `check_teacher` looks at them when they are loaded.
+    A teacher is what its card, graph and weights say, wherever it lies. Graph and weights are not
+    read here but known by their digests in the card; `check_teacher` looks at them when they are loaded.
 
     Args:
       folder: of the run.
@@ -208,7 +208,7 @@ def is_teacher_of(
         return places[0] == places[1]
     kept = files.read_json(copy)["card"]
     if kept.get("digest") and card.get("digest"):
-        fields = ("digest", "model", "num_classes", "image_shape", "mean", "std")
+        fields = ("digest", "graph", "model", "num_classes", "image_shape", "mean", "std")
         return all(kept.get(field) == card.get(field) for field in fields)
     # One of them was written by an earlier version.
     return {**kept, "digest": None} == {**card, "digest": None}

@@ -1,13 +1,14 @@
 """Files that are whole or not there: written beside their place, then renamed; and JSON."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -143,6 +144,15 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
         return plain(value.tolist())
     raise TypeError(f"a {type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """SHA-256 over the names and the bytes of files, as 64 hexadecimal digits."""
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(f"{path.name} {path.stat().st_size}\n".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
