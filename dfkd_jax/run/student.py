@@ -194,7 +194,8 @@ def is_teacher_of(
     """Whether a run in `folder` that began with one teacher may go on with another path.
 
     A teacher is what its card, graph and weights say, wherever it lies. Graph and weights are not
-    read here but known by their digests in the card; `check_teacher` looks at them when they are loaded.
+    read here but known by their digests in the card; `check_teacher` looks at the weights when they
+    are loaded.
 
     Args:
       folder: of the run.
