@@ -103,6 +103,7 @@ class Bench(NamedTuple):
 
     sizes: Sizes
     folder: Path  # where runs are kept meanwhile
+    torch: bool = True  # whether PyTorch is measured too, where it is installed
 
     def digits(self, **fields: Any) -> ml_collections.ConfigDict:
         """The configuration of the digits, on one device."""
@@ -237,7 +238,7 @@ def variant(bench: Bench, name: str, *, peer: bool = True, **fields: Any) -> dic
         "share_of_the_product_rate": program.flops / step / statistics.median(rates),
         "peak_bytes_of_the_process": _peak_bytes(),
     }
-    if peer:
+    if peer and bench.torch:
         found["torch"] = _against_torch(program, config, name, bench.sizes.rounds)
     return found
 
@@ -322,7 +323,7 @@ def options(bench: Bench) -> dict[str, Any]:
     found = {}
     for name, flag in OPTIONS.items():
         folder = bench.folder / re.sub(r"\W+", "_", name)
-        command = [sys.executable, "-m", "benchmarks.accelerator", "--only=exact"]
+        command = [sys.executable, "-m", "benchmarks.accelerator", "--only=exact", "--no-torch"]
         command += [f"--output={folder}", *(["--tiny"] if bench.sizes is TINY else [])]
         environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"}
         ended = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -446,9 +447,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8, help="No part begins after so many.")
     parser.add_argument("--only", choices=PARTS, action="append", help="This part; repeatable.")
     parser.add_argument("--options", action="store_true", help="Try XLA's options for GPUs.")
-    parser.add_argument(
-        "--tiny", action="store_true", help="Sizes that a CPU manages; says nothing."
-    )
+    parser.add_argument("--no-torch", action="store_true", help="Leave PyTorch out.")
+    parser.add_argument("--tiny", action="store_true", help="Sizes of a test.")
     chosen = parser.parse_args(arguments)
     started = time.perf_counter()
     report: dict[str, Any] = {
@@ -459,7 +459,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     name = re.sub(r"\W+", "-", report["machine"]["device"].lower()).strip("-")
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(TINY if chosen.tiny else FULL, Path(folder))
+        bench = Bench(TINY if chosen.tiny else FULL, Path(folder), not chosen.no_torch)
         parts = dict(PARTS)
         if jax.device_count() == 1:
             del parts["devices"]
