@@ -13,7 +13,7 @@ from dfkd_jax.run.command_line import CONFIG, WORKDIR, fail
 from dfkd_jax.run.train import run
 from dfkd_jax.runtime import processes
 from dfkd_jax.runtime.compilation import keep_compiled_programs
-from dfkd_jax.runtime.devices import full
+from dfkd_jax.runtime.devices import full_memory
 from dfkd_jax.runtime.errors import UserError
 from dfkd_jax.runtime.finite import NonFinite
 from dfkd_jax.runtime.host_memory import keep_freed_memory
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int | None:
     except OSError as error:
         code = fail(f"{error}; the same command goes on after the last checkpoint.", 1)
     except jax.errors.JaxRuntimeError as error:
-        memory = full(error)
+        memory = full_memory(error)
         if memory:
             code = fail(f"{memory} The same command goes on after the last saved epoch.", 1)
         elif jax.process_count() == 1:

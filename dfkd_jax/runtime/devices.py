@@ -107,7 +107,7 @@ def memory_bytes() -> int:
 _FULL = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "NOT_INITIALIZED", "cublas handle", "DNN library")
 
 
-def full(error: Exception) -> str | None:
+def full_memory(error: Exception) -> str | None:
     """What to do where an error of the device means that its memory is full; else None."""
     said = (str(error).strip().splitlines() or [""])[0]
     if not any(sign in said for sign in _FULL):
