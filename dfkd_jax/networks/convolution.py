@@ -176,8 +176,8 @@ def depthwise_convolution(
 ) -> jax.Array:
     """Convolve each channel with a kernel of its own: Σ over taps of shifted image × tap.
 
-    Equal to `lax.conv_general_dilated` with as many groups as channels, whose derivatives XLA
-    computes on a CPU one product at a time. Here each is a fused pass over the image.
+    Equal to `lax.conv_general_dilated` with as many groups as channels, which is slow on a CPU, and
+    its derivatives are. Sums are of single precision at least.
 
     Args:
       lhs: images (B, H, W, C).
@@ -189,17 +189,18 @@ def depthwise_convolution(
       (B, H', W', C).
     """
     kernel_height, kernel_width = rhs.shape[:2]
-    image = _padded(lhs, rhs, window_strides, padding)
+    wide = jnp.promote_types(lhs.dtype, jnp.float32)
+    image, kernel = _padded(lhs, rhs, window_strides, padding).astype(wide), rhs.astype(wide)
     row_stride, column_stride = window_strides
     row_span = image.shape[1] - kernel_height + 1
     column_span = image.shape[2] - kernel_width + 1
     taps = (
         image[:, row : row + row_span : row_stride, column : column + column_span : column_stride]
-        * rhs[row, column, 0]
+        * kernel[row, column, 0]
         for row in range(kernel_height)
         for column in range(kernel_width)
     )
-    return functools.reduce(jnp.add, taps)
+    return functools.reduce(jnp.add, taps).astype(lhs.dtype)
 
 
 def _padded(
@@ -280,7 +281,7 @@ def convolution(
         == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC_HWIO)
     )
     depthwise = ours and 1 < feature_group_count == lhs.shape[3] == rhs.shape[3]
-    if depthwise and preferred_element_type is None:
+    if depthwise and rhs.shape[2] == 1 and preferred_element_type is None:
         return depthwise_convolution(lhs, rhs, window_strides, padding)
     if ours and feature_group_count == 1:
         shapes = (lhs.shape, rhs.shape)

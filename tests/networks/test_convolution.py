@@ -103,6 +103,27 @@ def test_depthwise_equals_xla_up_to_second_derivatives(size, stride, padding, x6
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_depthwise_sums_in_single_precision():
+    image, kernel = normal((1, 8, 8, 4)), normal((3, 3, 1, 4))
+    halves = (image.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    found = convolution.depthwise_convolution(*halves, (1, 1), "SAME")
+    exact = convolution.depthwise_convolution(*(h.astype(float) for h in halves), (1, 1), "SAME")
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
+
+
+def test_depthwise_refuses_a_kernel_of_several_inputs():
+    with pytest.raises(ValueError, match="feature_group_count"):
+        convolution.convolution(
+            normal((1, 6, 6, 4)),
+            normal((3, 3, 2, 4)),
+            (1, 1),
+            "SAME",
+            dimension_numbers=NHWC,
+            feature_group_count=4,
+        )
+
+
 @pytest.mark.parametrize("block_bytes, blocks", [(2**20, 1), (5_000, 3), (1, 6)])
 def test_winograd_equals_xla_up_to_second_derivatives(block_bytes, blocks, monkeypatch):
     image_shape = (6, 4, 6, 3)
