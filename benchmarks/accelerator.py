@@ -1,4 +1,4 @@
-"""What this project does on the accelerator that is here: one command, under eight minutes.
+"""What this project does on the accelerator that is here, in one command.
 
     python -m benchmarks.accelerator
 
@@ -14,9 +14,9 @@ that a run that is cut off keeps what it has. The parts, what matters most first
     loops          an epoch as one compiled call against an epoch of calls
     devices        with several: pmap and shard_map on 1, 2, 4 and 8
 
-A part that fails is written down with its error, and the others go on. `--options` measures XLA's
-options for GPUs instead, each in a process of its own; it takes another ten minutes. It needs this
-checkout, JAX for the device, flax, optax, orbax-checkpoint, ml_collections, chex and absl-py.
+No part begins after `--minutes` (8). A part that fails is written down with its error, and the
+others go on. `--options` measures XLA's options for GPUs instead, each in a process of its own.
+The data set's, TensorBoard's and PyTorch's packages need not be installed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
@@ -46,6 +46,7 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
+from dfkd_jax.benchmark import LAYOUTS, STEP, Ratio, faster_layout, measure
 from dfkd_jax.configs import cifar100, digits
 from dfkd_jax.cost.measure import Program, product_rate
 from dfkd_jax.cost.peer import SAME_VALUE, Peer, describe
@@ -187,17 +188,18 @@ def interruption(bench: Bench) -> dict[str, Any]:
         del record, state
         raise _Cut
 
+    gone_on: list[int] = []  # the epochs after the cut
+
     def measured(history: Any) -> list[dict[str, Any]]:
         return [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in history]
 
     state, history = run("uninterrupted", lambda record, state: None)
-    try:
+    with suppress(_Cut):
         run("interrupted", cut)
-    except _Cut:
-        pass
-    again, history_again = run("interrupted", lambda record, state: None)
+    again, history_again = run("interrupted", lambda record, _: gone_on.append(record["epoch"]))
     return {
         "epochs": len(history),
+        "epochs_after_the_cut": gone_on,
         "same_state": _same_bits(state, again),
         "same_metrics": measured(history) == measured(history_again),
     }
@@ -236,7 +238,7 @@ def variant(bench: Bench, name: str, *, peer: bool = True, **fields: Any) -> dic
         "temporary_bytes_per_student_step": program.temp_bytes,
         "product_flops_per_second": statistics.median(rates),
         "share_of_the_product_rate": program.flops / step / statistics.median(rates),
-        "peak_bytes_of_the_process": _peak_bytes(),
+        "peak_bytes_of_the_process": devices_lib.peak_memory(),
     }
     if peer and bench.torch:
         found["torch"] = _against_torch(program, config, name, bench.sizes.rounds)
@@ -252,25 +254,20 @@ def _against_torch(
         return f"not measured: {' and '.join(missing)} missing"
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    times: dict[str, list[float]] = {"ours": [], "channels_first": [], "channels_last": []}
+    rate = product_rate()
     with ExitStack() as closing:
-        turns: dict[str, Any] = {"ours": program}
-        for layout in ("channels_first", "channels_last"):
+        peers = {}
+        for layout in LAYOUTS:
             last = layout == "channels_last"
             work = describe(config, name, threads, channels_last=last, device=device)
-            turns[layout] = closing.enter_context(Peer("torch", work))
-            for _ in range(2):
-                turns[layout].student_step()
-        for _ in range(rounds):
-            for who, candidate in turns.items():
-                times[who].append(candidate.student_step())
-    layout = min(("channels_first", "channels_last"), key=lambda k: statistics.median(times[k]))
-    ratios = [t / o for t, o in zip(times[layout], times["ours"], strict=True)]
+            peers[layout] = closing.enter_context(Peer("torch", work))
+        times, _ = measure([program, *peers.values()], rounds, steps_only=True, rate=rate)
+    layout, theirs = faster_layout({layout: times[peer] for layout, peer in peers.items()})
     return {
         "gradient": SAME_VALUE[name],
         "layout": layout,
-        "seconds_per_student_step": statistics.median(times[layout]),
-        "times_faster": statistics.quantiles(ratios, n=4, method="inclusive"),
+        STEP: statistics.median(theirs[STEP]),
+        "times_faster": list(Ratio.of(theirs[STEP], times[program][STEP])),
     }
 
 
@@ -361,11 +358,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _peak_bytes() -> int | None:
-    """Of the first device since the process began, where it counts them."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-
 PARTS: dict[str, Callable[[Bench], Any]] = {
     "digits": whole_run,
     "agreement": agreement,
@@ -416,8 +408,7 @@ def _row(name: str, found: dict[str, Any]) -> str:
     torch = found.get("torch")
     faster = "–"
     if isinstance(torch, dict):
-        low, middle, high = torch["times_faster"]
-        faster = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+        faster = str(Ratio(*torch["times_faster"]))
     cells = [
         name,
         f"{1e3 * found['seconds_per_student_step']:.3g} ms",
@@ -443,7 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="What this project does on the accelerator that is here."
     )
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/measured"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/measured"), help="Folder.")
     parser.add_argument("--minutes", type=float, default=8, help="No part begins after so many.")
     parser.add_argument("--only", choices=PARTS, action="append", help="This part; repeatable.")
     parser.add_argument("--options", action="store_true", help="Try XLA's options for GPUs.")

@@ -147,7 +147,7 @@ def benchmark(
     records = [record(program, times[program], rate) for program in programs]
     comparisons = []
     for program in programs if peer else ():
-        layout, other = _faster_layout(
+        layout, other = faster_layout(
             {layout: times[peers[SAME_VALUE[program.name], layout]] for layout in LAYOUTS}
         )
         compared: dict[str, Any] = {"variant": program.name, "peer": peer, "peer_layout": layout}
@@ -161,7 +161,7 @@ def benchmark(
     return records, comparisons
 
 
-def _faster_layout(
+def faster_layout(
     times: dict[str, dict[str, list[float]]],
 ) -> tuple[str, dict[str, list[float]]]:
     """The layout in which the peer's steps took less time, and its times."""

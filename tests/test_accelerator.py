@@ -40,7 +40,12 @@ def test_the_parts_are_measured(tmp_path, environment):
     assert not report["not_measured"]
     assert parts["digits"]["seconds"] > 0 and 0 <= parts["digits"]["final_accuracy"] <= 100
     assert parts["agreement"]["float32"] == 0  # the CPU against itself
-    assert parts["interruption"] == {"epochs": 2, "same_state": True, "same_metrics": True}
+    assert parts["interruption"] == {
+        "epochs": 2,
+        "epochs_after_the_cut": [2],
+        "same_state": True,
+        "same_metrics": True,
+    }
     exact = parts["exact"]
     assert exact["seconds_per_epoch"] > 0 and exact["temporary_bytes_per_student_step"] > 0
     assert exact["torch"] == "not measured: higher missing"

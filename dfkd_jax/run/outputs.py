@@ -3,12 +3,9 @@
 Process 0 writes; in the others every call does nothing.
 """
 
-import resource
 import statistics
-import sys
 from typing import Any
 
-import jax
 import ml_collections
 from rich.console import Console
 
@@ -22,6 +19,7 @@ from dfkd_jax.run.progress import summary_table
 from dfkd_jax.run.resume import Run
 from dfkd_jax.run.setup import Algorithm
 from dfkd_jax.runtime import files, processes
+from dfkd_jax.runtime.devices import peak_memory
 
 # Of the last epoch, beside the measures of the paper.
 AGREEMENTS = (
@@ -98,7 +96,7 @@ class Outputs:
         summary["seconds_per_student_step"] = statistics.median(times[1:] or times) / student_steps
         summary |= costs._asdict() | _phases(history)
         summary["warnings"] = list(self.warnings(num_classes).values())
-        summary["peak_memory_bytes"] = _peak_memory()
+        summary["peak_memory_bytes"] = peak_memory()
         if self._tensorboard:
             files.write_json(self._run.workdir / "summary.json", summary)
         summary_table(summary, self._run.workdir, console)
@@ -136,12 +134,3 @@ def method_names(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "student": config.student.model,
         "seed": config.seed,
     }
-
-
-def _peak_memory() -> int:
-    """Bytes: of the first device where it counts them, else of this process."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,6 +9,8 @@ device.
 """
 
 import os
+import resource
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -103,8 +105,20 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak_memory() -> int:
+    """Bytes at most so far: of the first device where it counts them, else of this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 # How XLA, cuDNN and cuBLAS say that a device has too little memory left.
-_FULL = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "NOT_INITIALIZED", "cublas handle", "DNN library")
+_FULL = (
+    *("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "CUDNN_STATUS_NOT_INITIALIZED"),
+    *("CUBLAS_STATUS_NOT_INITIALIZED", "cublas handle", "DNN library initialization failed"),
+)
 
 
 def full_memory(error: Exception) -> str | None:

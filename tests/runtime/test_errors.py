@@ -12,7 +12,7 @@ from rich.console import Console
 from dfkd_jax.comparison.child_process import in_child
 from dfkd_jax.methods import adversarial_family
 from dfkd_jax.run import epochs, setup, teacher, train
-from dfkd_jax.runtime import errors
+from dfkd_jax.runtime import devices, errors
 from dfkd_jax.synthesis import adversarial
 from tests.helpers.tiny import TINY, tiny_config
 
@@ -79,6 +79,11 @@ def command_with(error, workdir):
     return subprocess.run(
         [*command, f"--workdir={workdir}"], cwd=PACKAGE.parent, capture_output=True, text=True
     )
+
+
+def test_no_other_error_of_a_device_is_taken_for_full_memory():
+    said = "INTERNAL: another task died, as the service was NOT_INITIALIZED"
+    assert devices.full_memory(jax.errors.JaxRuntimeError(said)) is None
 
 
 def test_full_memory_is_one_sentence(tmp_path):
