@@ -322,7 +322,8 @@ def options(bench: Bench) -> dict[str, Any]:
         folder = bench.folder / re.sub(r"\W+", "_", name)
         command = [sys.executable, "-m", "benchmarks.accelerator", "--only=exact", "--no-torch"]
         command += [f"--output={folder}", *(["--tiny"] if bench.sizes is TINY else [])]
-        environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"}
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()  # a blank is taken for a file
+        environment = {**os.environ, "XLA_FLAGS": flags}
         ended = subprocess.run(command, env=environment, capture_output=True, text=True)
         reports = list(folder.glob("*.json"))
         if ended.returncode or not reports:
